@@ -1,0 +1,241 @@
+r"""The perspective relaxation, solved in its dual by proximal Newton steps.
+
+.. math::
+    \max_r\;-\tfrac12|r|^2-r^\top F\bar w+\kappa-\max_{z\in\mathrm{conv}\,\mathcal S}z^\top g(r),
+    \qquad g_j(r)=\frac{c_j(r)^2}{2d_j},\quad c(r)=d\circ\bar w-g-F^\top r .
+
+The inner maximum is made smooth by a proximal term :math:`-\tfrac12\sum_j\epsilon_j(z_j-z^0_j)^2`
+around the last indicators (proximal point in z, that is, an augmented Lagrangian in the dual). The
+smoothed function is piecewise quadratic in z and solved by semismooth Newton steps in the
+n-dimensional dual. Because c is affine in the step length, the line search reads the data not at
+all. At network scale only about n of the p indicators stay fractional, so each step forms a Gram
+matrix of few columns.
+
+All weights are compared in the family's own smoothed oracle, so the same code serves every laminar
+family; the Newton system knows the factor's shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chita_opt.bounds.newton import FreePart, newton_system
+from chita_opt.curvature import SeparablePart
+from chita_opt.curvature.factors import Factor
+from chita_opt.solution import Clock
+from chita_opt.supports import SupportFamily
+from chita_opt.supports.base import SmoothedMaximum
+
+
+@dataclass(frozen=True)
+class RelaxationOptions:
+    """When to stop and how much memory to use.
+
+    Attributes
+    ----------
+    tol : float
+        Stop when the proximal value is within ``tol * scale`` of the best bound.
+    target : float
+        Stop when the bound reaches this value (an incumbent less an accepted gap).
+    max_outer, max_inner : int
+        Proximal steps; Newton steps in each.
+    memory_limit : float
+        Bytes for the Newton system; above it only products are taken.
+    """
+
+    tol: float = 3e-5
+    target: float = float("inf")
+    max_outer: int = 40
+    max_inner: int = 6
+    memory_limit: float = 4e9
+
+
+@dataclass(eq=False)
+class RelaxationState:
+    """Where the ascent stands; what :func:`maximise_dual` returns.
+
+    Attributes
+    ----------
+    r, c, z : Tensor
+        Dual point, pull and indicators.
+    best_r, best : Tensor, float
+        Best bound so far (data's precision; re-evaluate before use) and where it was.
+    proximal : float
+        Last proximal value, which lies above the relaxation's optimum up to the last decrement.
+    steps : int
+        Newton steps.
+    stopped : str
+        "tolerance", "target", "time", "steps" or "interrupt".
+    """
+
+    r: Tensor
+    c: Tensor
+    z: Tensor
+    best_r: Tensor
+    best: float
+    proximal: float = float("inf")
+    steps: int = 0
+    stopped: str = "steps"
+    stats: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Dual:
+    """The dual function at the data's precision."""
+
+    factor: Factor
+    part: SeparablePart
+    supports: SupportFamily
+    a: Tensor  # F w_bar
+    constant: float
+
+    def pull(self, r: Tensor) -> Tensor:
+        return self.part.rho * self.part.w_bar - self.part.g - self.factor.adjoint(r)
+
+    def gains(self, c: Tensor) -> Tensor:
+        return c.square() / (2.0 * self.part.rho)
+
+    def concave(self, r: Tensor) -> float:
+        return self.constant - 0.5 * float(r @ r) - float(r @ self.a)
+
+    def bound(self, r: Tensor, c: Tensor) -> float:
+        return self.concave(r) - self.supports.best_value(self.gains(c))
+
+
+@dataclass(eq=False)
+class _Proximal:
+    """Centre and weights of the proximal term, and the family's warm start."""
+
+    centre: Tensor
+    epsilon: Tensor
+    warm: Tensor | None = None
+
+    def evaluate(self, dual: _Dual, r: Tensor, c: Tensor) -> tuple[float, SmoothedMaximum]:
+        gains = dual.gains(c)
+        inner = dual.supports.smoothed_maximum(gains, self.centre, self.epsilon, self.warm)
+        distance = (inner.z - self.centre).square()
+        value = float(inner.z @ gains) - 0.5 * float((self.epsilon * distance).sum())
+        return dual.concave(r) - value, inner
+
+
+def maximise_dual(
+    factor: Factor,
+    part: SeparablePart,
+    supports: SupportFamily,
+    *,
+    scale: float,
+    options: RelaxationOptions,
+    clock: Clock,
+    z: Tensor,
+    r: Tensor | None = None,
+) -> RelaxationState:
+    """Ascend from indicators ``z`` (and a dual point ``r``, if one is known).
+
+    ``scale`` is the size that ``options.tol`` is relative to, or 0 to take the bound itself. The
+    returned state holds the best dual point; an interrupt (Ctrl-C) ends the ascent and keeps it.
+    """
+    system = newton_system(factor, options.memory_limit)
+    dual = _Dual(factor, part, supports, factor.forward(part.w_bar, exact=True), _constant(part))
+    if r is None:
+        r = _solve_at(dual, system, z)
+    c = dual.pull(r)
+    state = RelaxationState(r, c, z, r, dual.bound(r, c))
+    state.stats["newton_system"] = type(system).__name__
+    clock.record(state.best)
+    prox = _Proximal(z, supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))
+    try:
+        for _ in range(options.max_outer):
+            shortest = _newton_steps(dual, system, prox, state, scale, options, clock)
+            if state.stopped != "steps":
+                break
+            prox.centre = state.z
+            prox.epsilon = prox.epsilon * _shrink(shortest)
+    except KeyboardInterrupt:
+        state.stopped = "interrupt"
+    return state
+
+
+def _newton_steps(dual, system, prox, state, scale, options, clock) -> float:  # type: ignore[no-untyped-def]
+    """Up to ``max_inner`` damped Newton steps on one proximal problem; the shortest step taken."""
+    shortest = 1.0
+    value, inner = prox.evaluate(dual, state.r, state.c)
+    for _ in range(options.max_inner):
+        state.z, prox.warm = inner.z, inner.multipliers
+        gradient = dual.factor.forward(inner.z * state.c / dual.part.rho) - state.r - dual.a
+        system.prepare(inner.z / dual.part.rho, _free_part(dual, prox, state, inner))
+        direction = system.solve(gradient)
+        slope = float(gradient @ direction)
+        step, value, inner = _line_search(dual, prox, state, direction, slope, value)
+        state.steps += 1
+        shortest = min(shortest, step)
+        bound = dual.bound(state.r, state.c)
+        if bound > state.best:
+            state.best, state.best_r = bound, state.r
+        state.proximal = value
+        clock.record(state.best)
+        size = scale or abs(state.best)
+        small = options.tol * size
+        if _finished(state, slope, small, options, clock):
+            break
+        if step == 0.0 or slope < 0.05 * max(value - state.best, small):
+            break
+    state.z, prox.warm = inner.z, inner.multipliers
+    return shortest
+
+
+def _finished(
+    state: RelaxationState,
+    slope: float,
+    small: float,
+    options: RelaxationOptions,
+    clock: Clock,
+) -> bool:
+    if state.best >= options.target:
+        state.stopped = "target"
+    elif state.proximal - state.best < small and slope < small:
+        state.stopped = "tolerance"
+    elif clock.expired:
+        state.stopped = "time"
+    return state.stopped != "steps"
+
+
+def _line_search(dual, prox, state, direction, slope, value):  # type: ignore[no-untyped-def]
+    """Halve the step until the smoothed dual rises enough; c is affine, so no data are read."""
+    drop = dual.factor.adjoint(direction)
+    step = 1.0
+    for _ in range(14):
+        r, c = state.r + step * direction, state.c - step * drop
+        trial, inner = prox.evaluate(dual, r, c)
+        if trial >= value + 1e-4 * step * slope:
+            state.r, state.c = r, c
+            return step, trial, inner
+        step *= 0.5
+    trial, inner = prox.evaluate(dual, state.r, state.c)
+    return 0.0, trial, inner
+
+
+def _free_part(dual, prox, state, inner) -> FreePart:  # type: ignore[no-untyped-def]
+    index = ((inner.z > 1e-9) & (inner.z < 1.0 - 1e-9)).nonzero().squeeze(1)
+    epsilon = prox.epsilon.expand(len(inner.z))[index]
+    slope = state.c[index] / dual.part.rho[index]
+    return FreePart(index, slope, 1.0 / epsilon, inner.pool[index])
+
+
+def _shrink(shortest: float) -> float:
+    """Full steps allow a fifth of the smoothing; shortened ones less, short ones none."""
+    return 0.2 if shortest >= 0.99 else 0.2**0.5 if shortest >= 0.24 else 1.0
+
+
+def _constant(part: SeparablePart) -> float:
+    return float((0.5 * part.rho * part.w_bar - part.g) @ part.w_bar)
+
+
+def _solve_at(dual: _Dual, system, z: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """The dual point that belongs to fixed indicators."""
+    part = dual.part
+    system.prepare(z / part.rho, None)
+    x = -(z * part.g / part.rho) - (1.0 - z) * part.w_bar
+    return system.solve(dual.factor.forward(x))

@@ -1,0 +1,17 @@
+"""Curvature forms: one operator interface over per-sample gradients, dense, shared and block H."""
+
+from chita_opt.curvature.base import Curvature, SeparablePart, SupportSolver
+from chita_opt.curvature.block_diagonal import BlockDiagonal
+from chita_opt.curvature.dense import Dense
+from chita_opt.curvature.low_rank import LowRank
+from chita_opt.curvature.shared_rows import SharedRows
+
+__all__ = [
+    "BlockDiagonal",
+    "Curvature",
+    "Dense",
+    "LowRank",
+    "SeparablePart",
+    "SharedRows",
+    "SupportSolver",
+]

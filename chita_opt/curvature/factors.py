@@ -1,0 +1,217 @@
+r"""Factors F of a curvature C = F'F: the space in which the dual problem lives.
+
+The dual of the perspective relaxation has one variable for every row of F, so a curvature made of
+n gradients has an n-dimensional dual whatever p is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK = 4096  # columns converted to float64 at a time
+
+
+class Factor(ABC):
+    """A matrix F (dual_size, p) that is only multiplied with."""
+
+    size: int
+    dual_size: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """``F x`` (dual_size,) float64; only the columns of non-zero entries are read."""
+
+    @abstractmethod
+    def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
+        """``F' r`` (p,) float64."""
+
+    def column_norms(self) -> Tensor:
+        """Squared norm of every column, which is ``diag(C)`` (p,) float64."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnFactor(Factor):
+    r"""F = sqrt(scale) A with the columns of A stored contiguously.
+
+    Attributes
+    ----------
+    columns : Tensor
+        (p, n), row j is column j of A; float32 or float64.
+    scale : float
+        Factor on A'A.
+    """
+
+    columns: Tensor
+    scale: float = 1.0
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of weights p."""
+        return self.columns.shape[0]
+
+    @property
+    def dual_size(self) -> int:  # type: ignore[override]
+        """Number of rows n."""
+        return self.columns.shape[1]
+
+    @property
+    def root(self) -> float:
+        """Square root of the scale."""
+        return self.scale**0.5
+
+    def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """``sqrt(scale) A x``; reads the columns of non-zero entries only."""
+        index = x.nonzero().squeeze(1)
+        if len(index) > 0.7 * self.size:
+            index = None
+        count = self.size if index is None else len(index)
+        out = torch.zeros(self.dual_size, dtype=torch.float64, device=x.device)
+        if not exact and index is None:
+            return (x.to(self.columns.dtype) @ self.columns).double() * self.root
+        for i in range(0, count, _BLOCK):
+            part = self.block(index, i)
+            v = x[i : i + _BLOCK] if index is None else x[index[i : i + _BLOCK]]
+            out += v @ part.double() if exact else (v.to(part.dtype) @ part).double()
+        return out * self.root
+
+    def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
+        """``sqrt(scale) A' r`` for every column."""
+        if not exact:
+            return (self.columns @ r.to(self.columns.dtype)).double() * self.root
+        out = torch.empty(self.size, dtype=torch.float64, device=r.device)
+        for i in range(0, self.size, _BLOCK):
+            out[i : i + _BLOCK] = self.columns[i : i + _BLOCK].double() @ r
+        return out * self.root
+
+    def adjoint_at(self, index: Tensor, r: Tensor) -> Tensor:
+        """``sqrt(scale) A' r`` for the given columns, exact."""
+        out = torch.empty(len(index), dtype=torch.float64, device=r.device)
+        for i in range(0, len(index), _BLOCK):
+            out[i : i + _BLOCK] = self.block(index, i).double() @ r
+        return out * self.root
+
+    def block(self, index: Tensor | None, start: int) -> Tensor:
+        """Rows ``start … start + block`` of the (selected) column store."""
+        if index is None:
+            return self.columns[start : start + _BLOCK]
+        return self.columns.index_select(0, index[start : start + _BLOCK])
+
+    def gram(self, index: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Tensor:
+        r"""``sum_j weights_j f_j f_j'`` over the selected columns, (n, n) float64.
+
+        Products of a block are taken in the data's type, or in float64 if ``exact``; blocks are
+        summed in float64.
+        """
+        n = self.dual_size
+        G = torch.zeros(n, n, dtype=torch.float64, device=self.columns.device)
+        for i in range(0, len(index), _BLOCK):
+            part = self.block(index, i)
+            part = part.double() if exact else part
+            left = part
+            if weights is not None:
+                left = part * weights[i : i + _BLOCK].to(part.dtype)[:, None]
+            G += left.T @ part
+        return G.mul_(self.scale)
+
+    def column_norms(self) -> Tensor:
+        """Squared column norms times the scale."""
+        out = torch.empty(self.size, dtype=torch.float64, device=self.columns.device)
+        for i in range(0, self.size, _BLOCK):
+            out[i : i + _BLOCK] = self.columns[i : i + _BLOCK].double().square().sum(1)
+        return out * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class RowFactor(Factor):
+    """I_rows (x) F with one small F (m, d) for all rows of a layer."""
+
+    F: Tensor
+    rows: int
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of weights rows * d."""
+        return self.rows * self.F.shape[1]
+
+    @property
+    def dual_size(self) -> int:  # type: ignore[override]
+        """Rows times the rank m."""
+        return self.rows * self.F.shape[0]
+
+    def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Row by row ``F x_r``."""
+        return (x.reshape(self.rows, -1) @ self.F.T).reshape(-1)
+
+    def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
+        """Row by row ``F' r_r``."""
+        return (r.reshape(self.rows, -1) @ self.F).reshape(-1)
+
+    def pseudo_inverse(self, r: Tensor) -> Tensor:
+        """The shortest x with ``F x = r``, row by row; the rows of F are orthogonal."""
+        norms = self.F.square().sum(1).repeat(self.rows)
+        return self.adjoint(torch.where(norms > 0, r / norms, torch.zeros_like(r)))
+
+    def column_norms(self) -> Tensor:
+        """Squared column norms, repeated for every row."""
+        return self.F.square().sum(0).repeat(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockFactor(Factor):
+    """Factors side by side on consecutive slices of the weights."""
+
+    parts: Sequence[Factor]
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of weights."""
+        return sum(f.size for f in self.parts)
+
+    @property
+    def dual_size(self) -> int:  # type: ignore[override]
+        """Sum of the parts' dual sizes."""
+        return sum(f.dual_size for f in self.parts)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Cut a (p,) vector into the parts."""
+        return x.split([f.size for f in self.parts])
+
+    def split_dual(self, r: Tensor) -> tuple[Tensor, ...]:
+        """Cut a dual vector into the parts."""
+        return r.split([f.dual_size for f in self.parts])
+
+    def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Part by part."""
+        pairs = zip(self.parts, self.split(x), strict=True)
+        return torch.cat([f.forward(v, exact=exact) for f, v in pairs])
+
+    def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
+        """Part by part."""
+        pairs = zip(self.parts, self.split_dual(r), strict=True)
+        return torch.cat([f.adjoint(v, exact=exact) for f, v in pairs])
+
+    def column_norms(self) -> Tensor:
+        """Part by part."""
+        return torch.cat([f.column_norms() for f in self.parts])
+
+
+def eigen_factor(H: Tensor) -> Tensor:
+    """F (m, p) with orthogonal rows and F'F = H up to rounding; rounding-level rows are dropped."""
+    values, vectors = torch.linalg.eigh(H)
+    floor = len(H) * torch.finfo(torch.float64).eps * float(values.abs().max())
+    kept = values > floor
+    if not bool(kept.any()):
+        return H.new_zeros(1, len(H))
+    return values[kept].sqrt()[:, None] * vectors[:, kept].T
+
+
+def pseudo_inverse(factor: ColumnFactor, r: Tensor) -> Tensor:
+    """The shortest x with ``F x = r`` for a factor with orthogonal rows (zero rows give zero)."""
+    norms = factor.columns.square().sum(0)
+    return factor.adjoint(torch.where(norms > 0, r / norms, torch.zeros_like(r)), exact=True)
