@@ -118,6 +118,8 @@ class Solution:
         Objective of the incumbent over time.
     stats : Mapping
         Counters and notes; a fallback that was taken is written here.
+    warm : Mapping
+        Tensors by name that a later bound may start from: "z" indicators and "image".
     """
 
     problem: Problem
@@ -127,6 +129,7 @@ class Solution:
     seconds: float = 0.0
     trace: Trace = field(default_factory=Trace)
     stats: Mapping[str, object] = field(default_factory=dict)
+    warm: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.w.shape != (self.problem.p,) or not bool(torch.isfinite(self.w).all()):

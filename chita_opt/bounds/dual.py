@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chita_opt.bounds.splits import less_diagonal
 from chita_opt.errors import ProblemError
 from chita_opt.problem import Problem
 from chita_opt.solution import Trace
@@ -57,7 +58,7 @@ class Bound:
     value : float
         The bound, re-evaluated in float64 from the data.
     witness : Tensor
-        An image (see ``Curvature.image``) if ``split`` is None, else a displacement v (p,).
+        An image (see ``Curvature.image``) of C, or of C - diag(split).
     split : Tensor or None
         (p,) the diagonal e moved from the curvature to the ridge.
     proof : str
@@ -96,18 +97,14 @@ def dual_point(problem: Problem, witness: Tensor, split: Tensor | None = None) -
     ProblemError
         If some ``d = rho + e`` is not positive: the separable part then proves nothing.
     """
-    C, w_bar = problem.curvature, problem.w_bar
-    if split is None:
-        d, Qv, quadratic = problem.rho, C.pullback(witness), C.energy(witness)
-    else:
-        d = problem.rho + split
-        Qv = C.product(witness) - split * witness
-        quadratic = C.quadratic(witness) - 0.5 * float((split * witness) @ witness)
+    Q, d, w_bar = problem.curvature, problem.rho, problem.w_bar
+    if split is not None:
+        Q, d = less_diagonal(Q, split), d + split
     check_ridge(d)
-    q = Qv + problem.g
+    q = Q.pullback(witness) + problem.g
     pull = d * w_bar - q
     gains = pull.square() / (2.0 * d)
-    base = float((0.5 * d * w_bar - q) @ w_bar) - quadratic
+    base = float((0.5 * d * w_bar - q) @ w_bar) - Q.energy(witness)
     mask = problem.supports.best_support(gains)
     return DualPoint(base - float(gains[mask].sum()), pull, gains, mask)
 
@@ -124,6 +121,6 @@ def check_ridge(d: Tensor) -> None:
 
 def trivial_bound(problem: Problem, split: Tensor | None = None) -> Bound:
     """The bound at the zero witness: the magnitude tail ``sum over pruned d_j w_bar_j^2 / 2``."""
-    length = problem.curvature.image_size if split is None else problem.p
-    witness = torch.zeros(length, dtype=torch.float64, device=problem.device)
+    Q = problem.curvature if split is None else less_diagonal(problem.curvature, split)
+    witness = torch.zeros(Q.image_size, dtype=torch.float64, device=problem.device)
     return Bound(dual_point(problem, witness, split).value, witness, split, "trivial")

@@ -215,8 +215,9 @@ class CoupledNewton(NewtonSystem):
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
         """Prepare every block with the pools that it holds alone."""
-        self.weights, self.free = weights, free
-        local = None if free is None or not len(free.index) else self._localise(free)
+        self.weights, self.crossing = weights, False
+        self.free = free if free is not None and len(free.index) else None
+        local = None if self.free is None else self._localise(self.free)
         complete, start = True, 0
         for child, end in zip(self.children, self.ends, strict=True):
             part = None

@@ -17,12 +17,13 @@ family; the Newton system knows the factor's shape.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from chita_opt.bounds.newton import FreePart, newton_system
+from chita_opt.bounds.newton import FreePart, NewtonSystem, newton_system
 from chita_opt.curvature import SeparablePart
 from chita_opt.curvature.factors import Factor
 from chita_opt.solution import Clock
@@ -79,6 +80,7 @@ class RelaxationState:
     proximal: float = float("inf")
     steps: int = 0
     stopped: str = "steps"
+    system: NewtonSystem | None = None
     stats: dict[str, float | str] = field(default_factory=dict)
 
 
@@ -131,18 +133,24 @@ def maximise_dual(
     clock: Clock,
     z: Tensor,
     r: Tensor | None = None,
+    on_point: Callable[[Tensor, float], object] | None = None,
 ) -> RelaxationState:
     """Ascend from indicators ``z`` (and a dual point ``r``, if one is known).
 
     ``scale`` is the size that ``options.tol`` is relative to, or 0 to take the bound itself. The
     returned state holds the best dual point; an interrupt (Ctrl-C) ends the ascent and keeps it.
+    If ``z`` is a mask, ``on_point(w, objective)`` is told the minimiser on it.
     """
     system = newton_system(factor, options.memory_limit)
     dual = _Dual(factor, part, supports, factor.forward(part.w_bar, exact=True), _constant(part))
     if r is None:
         r = _solve_at(dual, system, z)
     c = dual.pull(r)
+    if on_point is not None:
+        w = z * c / part.rho
+        on_point(w, 0.5 * float(r @ r) + part.value(w - part.w_bar))
     state = RelaxationState(r, c, z, r, dual.bound(r, c))
+    state.system = system
     state.stats["newton_system"] = type(system).__name__
     clock.record(state.best)
     prox = _Proximal(z, supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))

@@ -87,6 +87,10 @@ class WoodburySupport(SupportSolver):
         gram = self.gram + change
         return WoodburySupport.solve(self.factor, self.part, mask, exact=False, gram=gram)
 
+    def polished(self) -> WoodburySupport:
+        """The same support solved to float64, reusing the Gram matrix."""
+        return WoodburySupport.solve(self.factor, self.part, self.mask, gram=self.gram)
+
     def inverse_diagonal(self, index: Tensor) -> Tensor:
         """``(1 - h_j)/rho_j`` with the leverage ``h_j = f_j' M^-1 f_j / rho_j``."""
         rho = self.part.rho[index]

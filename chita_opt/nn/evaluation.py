@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch TF32 off on CUDA: convolutions use it by default and lose half of the digits."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(matmul, "fp32_precision"):  # reading the older switches may fail beside these
+        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    else:
+        switches = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -183,6 +183,42 @@ def open_rows(
     return _StreamRows(data, rows, batch_size)
 
 
+def input_batches(data: Any, *, batch_size: int, samples: int | None = None) -> Iterator[Tensor]:
+    """Yield the inputs of data with or without targets, batch by batch.
+
+    Parameters
+    ----------
+    data : Tensor, (inputs, targets), Dataset, DataLoader or iterable of batches
+        A batch is a tensor of inputs, or a sequence that begins with one.
+    batch_size : int
+        Samples of a batch at most, where the data do not come in batches.
+    samples : int, optional
+        Stop after so many; all when not given.
+    """
+    size, limit = _positive("batch_size", batch_size), None
+    if samples is not None:
+        limit = _positive("samples", samples)
+    data, seen = _pair_or_same(data), 0
+    if isinstance(data, Tensor | np.ndarray) or isinstance(data, tuple):
+        inputs = torch.as_tensor(data[0] if isinstance(data, tuple) else data)
+        inputs = inputs if limit is None else inputs[:limit]
+        data = inputs.tensor_split(max(1, -(-len(inputs) // size)))  # no small last batch
+    elif not isinstance(data, Sequence | DataLoader) and _is_map_style(data):
+        data = DataLoader(data, batch_size=size)
+    for batch in data:
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        if not isinstance(x, Tensor) or x.ndim == 0:
+            raise DataError(f"a batch must be a tensor of inputs, got {type(x).__name__}")
+        x = x if limit is None else x[: limit - seen]
+        seen += len(x)
+        if len(x):
+            yield x
+        if seen == limit:
+            return
+    if limit is not None or not seen:
+        raise DataError(f"{limit or 1} samples are needed; the data hold {seen}")
+
+
 def _is_map_style(data: Any) -> bool:
     if isinstance(data, IterableDataset):
         return False

@@ -130,6 +130,14 @@ class SupportFamily(ABC):
             costs[j] = best - float(s[chosen].sum())
         return costs
 
+    def exchange_margins(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Rough loss from exchanging weight j, for any mask; negative where it looks like a gain.
+
+        Used to choose candidates for exchanges, never to decide one. The default looks at the
+        scores alone.
+        """
+        return torch.where(mask, scores, -scores)
+
     def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor:
         """Boolean (len(outgoing), len(incoming)): may weight i leave and weight j enter ``mask``?"""
         allowed = torch.zeros(len(outgoing), len(incoming), dtype=torch.bool, device=mask.device)

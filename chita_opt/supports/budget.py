@@ -210,6 +210,10 @@ class Budget(SupportFamily):
 
     def exchange_costs(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Difference to the weight that would leave or enter in exchange, in O(p)."""
+        return self.exchange_margins(scores, mask).clamp_min(0.0)
+
+    def exchange_margins(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The same difference for any mask; negative where an exchange would gain."""
         s = self.check_scores(scores).double()
         groups = self._groups(s.device)
         full = groups.count(mask) >= groups.caps
@@ -230,7 +234,7 @@ class Budget(SupportFamily):
         into = torch.where(groups.spread(groups.caps == 0), inf, into)
         if self.total == 0:
             into = inf
-        return torch.where(mask, s - groups.spread(entering), into).clamp_min(0.0)
+        return torch.where(mask, s - groups.spread(entering), into)
 
     def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor:
         """Same group, or the incoming weight's group has room."""

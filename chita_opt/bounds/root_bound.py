@@ -1,0 +1,168 @@
+"""``dual_bound``: one call for the best root bound of a problem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chita_opt.bounds.dual import Bound, check_ridge, dual_point, trivial_bound
+from chita_opt.bounds.oracle_ascent import oracle_ascent
+from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
+from chita_opt.bounds.splits import candidate_splits, less_diagonal, safe_split, split_problem
+from chita_opt.errors import ProblemError
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution
+
+_SOLVE_EVERY_SPLIT = 1500  # weights up to which all splits are solved, not only the best guess
+
+
+def dual_bound(
+    problem: Problem,
+    *,
+    start: Solution | Bound | None = None,
+    tol: float = 3e-5,
+    target_gap: float | None = None,
+    time_limit: float | None = None,
+    splits: str = "auto",
+    memory_limit: float = 4e9,
+) -> Bound:
+    r"""Maximise the dual bound of ``problem`` (the perspective relaxation's value).
+
+    Parameters
+    ----------
+    problem : Problem
+        Any family, any curvature form.
+    start : Solution or Bound, optional
+        Warm start; any solution of the problem, or an earlier bound.
+    tol : float
+        Stop when the proximal value is within ``tol`` of the bound, relative to the bound (to the
+        magnitude tail where a linear term is present).
+    target_gap : float, optional
+        Stop as soon as the relative gap to ``start``'s objective is this small.
+    time_limit : float, optional
+        Seconds over the whole call; the best bound so far is returned.
+    splits : {"auto", "none"}
+        Whether diagonal strength beyond rho may be used where C is positive definite.
+    memory_limit : float
+        Bytes for the Newton system; above it conjugate gradients with products alone are used.
+
+    Returns
+    -------
+    Bound
+        Re-evaluated in float64 from the data. ``relaxation_upper - value`` is what a longer run
+        could still gain on this split.
+
+    Raises
+    ------
+    ProblemError
+        If rho is not positive and no split makes up for it, or an option is out of range.
+    """
+    if splits not in ("auto", "none"):
+        raise ProblemError(f"splits is {splits!r}; give 'auto' or 'none'")
+    if not tol > 0:
+        raise ProblemError(f"tol is {tol}; it must be positive")
+    clock = Clock(time_limit)
+    target = _target(problem, start, target_gap)
+    options = RelaxationOptions(tol=tol, target=target, memory_limit=memory_limit)
+    candidates = candidate_splits(problem) if splits == "auto" else {}
+    if float(problem.rho.min()) > 0.0:
+        best = _solve(problem, safe_split(problem.curvature), "none", start, options, clock)
+    elif candidates:
+        best = trivial_bound(problem, safe_split(problem.curvature, candidates["uniform"]))
+    else:
+        check_ridge(problem.rho)
+    for name in _order(problem, best, candidates):
+        if clock.expired or best.value >= options.target or best.stats.get("stopped") == "interrupt":
+            break
+        e = safe_split(problem.curvature, candidates[name])
+        assert e is not None
+        if float((problem.rho + e).min()) > 0.0:
+            trial = _solve(problem, e, name, best, options, clock)
+            best = trial if trial.value > best.value else best
+    return replace(best, seconds=clock.elapsed, trace=clock.trace)
+
+
+def _target(problem: Problem, start: Solution | Bound | None, gap: float | None) -> float:
+    if gap is None:
+        return float("inf")
+    if not isinstance(start, Solution):
+        raise ProblemError("target_gap needs start=a Solution to measure the gap against")
+    if not gap >= 0:
+        raise ProblemError(f"target_gap is {gap}; it must be >= 0")
+    increase = start.objective - problem.dense_minimum
+    return start.objective - gap * increase
+
+
+def _order(problem: Problem, best: Bound, candidates: dict[str, Tensor]) -> list[str]:
+    """All candidates for small problems, else the one that looks best at the current witness."""
+    if problem.p <= _SOLVE_EVERY_SPLIT or len(candidates) < 2:
+        return list(candidates)
+    assert best.z is not None
+    v = best.z * problem.w_bar - problem.w_bar  # any displacement tells the splits apart
+
+    def value(name: str) -> float:
+        Q = less_diagonal(problem.curvature, candidates[name])
+        return dual_point(problem, Q.image(v), candidates[name]).value
+
+    return [max(candidates, key=value)]
+
+
+def _solve(
+    problem: Problem,
+    e: Tensor | None,
+    name: str,
+    start: Solution | Bound | None,
+    options: RelaxationOptions,
+    clock: Clock,
+) -> Bound:
+    """Ascend for one split and re-evaluate what was found."""
+    base = problem if e is None else split_problem(problem, e)
+    state = ascend(base, start, options, clock)
+    witness = base.curvature.image_of_dual(state.best_r)
+    value = dual_point(problem, witness, e).value
+    stats: dict[str, float | str] = {
+        "newton_steps": float(state.steps),
+        "stopped": state.stopped,
+        "split": name,
+        **state.stats,
+    }
+    upper = relaxed_objective(base, state.z, state.c)
+    return Bound(value, witness, e, "dual", upper, state.z, clock.elapsed, clock.trace, stats)
+
+
+def ascend(
+    problem: Problem,
+    start: Solution | Bound | None,
+    options: RelaxationOptions,
+    clock: Clock,
+) -> RelaxationState:
+    """Run the ascent that fits the family, from a warm start where one is given."""
+    factor, part, supports = problem.curvature.factor(), problem.separable, problem.supports
+    tail = float((0.5 * problem.rho * problem.scores)[~supports.best_support(
+        0.5 * problem.rho * problem.scores)].sum())  # fmt: skip
+    scale = tail if bool(problem.g.any()) else 0.0
+    z = supports.best_support((part.rho * part.w_bar - part.g).square() / part.rho).double()
+    r = None
+    if isinstance(start, Solution) and "z" in start.warm:
+        z = start.warm["z"]
+        r = problem.curvature.dual_of_image(start.warm["image"])
+    elif isinstance(start, Solution):
+        z = start.mask.double()
+        r = problem.curvature.dual_of_image(problem.curvature.image(start.w - problem.w_bar))
+    elif isinstance(start, Bound) and start.z is not None:
+        z = start.z
+    if not supports.is_laminar:
+        mask = supports.best_support(z)
+        return oracle_ascent(factor, part, supports, scale=scale, options=options, clock=clock,
+                             z=mask.double())  # fmt: skip
+    return maximise_dual(factor, part, supports, scale=scale, options=options, clock=clock, z=z, r=r)
+
+
+def relaxed_objective(problem: Problem, z: Tensor, c: Tensor) -> float:
+    r"""Primal value of the relaxation at z and :math:`w=z\circ c/d`: above its optimum, always."""
+    w = z * c / problem.rho
+    x = w - problem.w_bar
+    perspective = 0.5 * problem.rho * (z * (c / problem.rho).square() - w.square())
+    return problem.curvature.quadratic(x) + problem.separable.value(x) + float(perspective.sum())

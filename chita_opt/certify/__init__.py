@@ -1,0 +1,25 @@
+"""Certificates: made with torch, checked with numpy alone.
+
+Names load on first use, so that checking a certificate never imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "Certificate": "chita_opt.certify.certificate",
+    "certify": "chita_opt.certify.certificate",
+    "save_problem": "chita_opt.certify.certificate",
+    "Verification": "chita_opt.certify.verify",
+    "verify_file": "chita_opt.certify.verify",
+}
+
+__all__ = list(_EXPORTS)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'chita_opt.certify' has no attribute {name!r}")

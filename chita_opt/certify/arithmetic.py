@@ -1,0 +1,271 @@
+r"""Objective and dual bound in numpy, with a bound on every rounding error.
+
+An independent second path to the values that the torch code computes, used for what a certificate
+claims and for checking it. With unit roundoff :math:`u=2^{-53}` and
+:math:`\gamma_n=nu/(1-nu)`, a dot product of length n taken in any order errs by at most
+:math:`\gamma_n\sum|a_i||b_i|` (Higham, *Accuracy and Stability*, ch. 3). Every quantity below
+carries such an allowance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chita_opt.errors import CertificateError
+
+Array = np.ndarray
+_U = 2.0**-53
+_BLOCK = 8192
+
+
+def gamma(n: int) -> float:
+    """Higham's constant."""
+    return n * _U / (1.0 - n * _U)
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """A computed value and how far the exact one may lie from it."""
+
+    value: float
+    allowance: float
+
+    @property
+    def below(self) -> float:
+        """Not above the exact value."""
+        return float(np.nextafter(self.value - self.allowance, -np.inf))
+
+    @property
+    def above(self) -> float:
+        """Not below the exact value."""
+        return float(np.nextafter(self.value + self.allowance, np.inf))
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticData:
+    """The arrays of a problem, as numpy.
+
+    Attributes
+    ----------
+    specification : Mapping
+        The curvature's form (see ``Curvature.specification``).
+    curvature : Mapping
+        Its arrays by name.
+    w_bar, g, rho : Array
+        (p,) float64.
+    """
+
+    specification: Mapping[str, Any]
+    curvature: Mapping[str, Array]
+    w_bar: Array
+    g: Array
+    rho: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One block: gradients (columns, scale) or a matrix shared by rows."""
+
+    columns: Array | None
+    scale: float
+    H: Array | None
+    rows: int
+    size: int
+
+    @property
+    def image_size(self) -> int:
+        return self.size if self.columns is None else self.columns.shape[1]
+
+
+def objective(data: QuadraticData, w: Array) -> Enclosed:
+    """f(w), enclosed."""
+    x = w - data.w_bar
+    slack = _U * np.abs(x)
+    value, error, start = 0.0, 0.0, 0
+    for block in _blocks(data.specification, data.curvature):
+        s = slice(start, start + block.size)
+        part = _energy_of(block, x[s], slack[s])
+        value, error, start = value + part.value, error + part.allowance, s.stop
+    terms = data.g * x + 0.5 * data.rho * x * x
+    size = np.abs(data.g * x) + 0.5 * data.rho * x * x
+    error += (gamma(len(x)) + 8 * _U) * float(size.sum()) + 4 * _U * abs(value)
+    return Enclosed(value + float(terms.sum()), error)
+
+
+def dual_value(
+    data: QuadraticData,
+    witness: Array,
+    split: Array | None,
+    rows: tuple[Array, Array, Array],
+    h: Array,
+    y: Array,
+) -> Enclosed:
+    r"""The dual bound at a witness, with the family's maximum bounded by row multipliers y.
+
+    :math:`\max_{z\in\mathcal S}z^\top\delta\le h^\top y+\sum_j(\delta_j-(G^\top y)_j)^+` for
+    :math:`Gz\le h`, so no oracle and no solver is needed. ``rows`` is G as (row index, column
+    index, value). Matrices must be proven positive semidefinite after the split.
+    """
+    d = data.rho if split is None else data.rho + split
+    if not float(d.min()) > 0.0 or not bool((y >= 0).all()) or y.shape != h.shape:
+        raise CertificateError("the witness has d <= 0, or multipliers that are negative or missing")
+    q, q_error, energy = _pullback(data, witness, split)
+    v = q + data.g
+    v_error = q_error + 2 * _U * (np.abs(q) + np.abs(data.g))
+    c = d * data.w_bar - v
+    c_error = v_error + 4 * _U * (np.abs(d * data.w_bar) + np.abs(v))
+    gains = (np.abs(c) + c_error) ** 2 / (2.0 * d) * (1.0 + 16 * _U)
+    terms = (0.5 * d * data.w_bar - v) * data.w_bar
+    size = (0.5 * d * np.abs(data.w_bar) + np.abs(v)) * np.abs(data.w_bar)
+    error = float((v_error * np.abs(data.w_bar)).sum()) + (gamma(len(c)) + 8 * _U) * float(size.sum())
+    best, best_error = _linear_maximum(gains, rows, h, y)
+    value = float(terms.sum()) - energy.value - best
+    error += energy.allowance + best_error + 8 * _U * (float(np.abs(terms).sum()) + best)
+    return Enclosed(value, error * (1.0 + gamma(len(c))))
+
+
+def _linear_maximum(
+    gains: Array, rows: tuple[Array, Array, Array], h: Array, y: Array
+) -> tuple[float, float]:
+    row, column, entry = rows
+    price = np.zeros_like(gains)
+    np.add.at(price, column, entry * y[row])
+    excess = np.maximum(gains - price, 0.0)
+    counted = excess > 0
+    value = float(h @ y) + float(excess.sum())
+    per_column = np.bincount(column, minlength=len(gains)).max(initial=0)
+    size = float((gains + price)[counted].sum()) + float(np.abs(h) @ y)
+    return value, (gamma(len(gains) + len(h)) + gamma(int(per_column) + 4)) * size
+
+
+def _pullback(
+    data: QuadraticData, witness: Array, split: Array | None
+) -> tuple[Array, Array, Enclosed]:
+    """Qv, its error, and v'Qv/2, block by block."""
+    values, errors, energy, allowance = [], [], 0.0, 0.0
+    start = used = 0
+    for block in _blocks(data.specification, data.curvature):
+        e = None if split is None else split[start : start + block.size]
+        if block.columns is not None and e is not None and not e.any():
+            e = None
+        length = block.image_size if e is None else block.size
+        part = witness[used : used + length]
+        if len(part) != length:
+            raise CertificateError(f"the witness has {len(witness)} entries, too few for the data")
+        q, error, own = _block_pullback(block, part, e)
+        values.append(q)
+        errors.append(error)
+        energy, allowance = energy + own.value, allowance + own.allowance
+        start, used = start + block.size, used + length
+    if used != len(witness):
+        raise CertificateError(f"the witness has {len(witness)} entries; the data need {used}")
+    allowance += 8 * _U * abs(energy)
+    return np.concatenate(values), np.concatenate(errors), Enclosed(energy, allowance)
+
+
+def _block_pullback(block: _Block, u: Array, e: Array | None) -> tuple[Array, Array, Enclosed]:
+    if block.columns is not None and e is None:
+        q, error = _adjoint(block, u)
+        energy = 0.5 * float(u @ u)
+        return q, error, Enclosed(energy, gamma(len(u) + 2) * energy)
+    if block.columns is not None:
+        H, H_error = _gram(block)
+        block = _Block(None, 1.0, H, 1, block.size)
+    else:
+        assert block.H is not None
+        H_error = 0.0
+    assert e is not None or block.H is not None
+    shared = np.zeros(len(block.H)) if e is None else e[: len(block.H)]  # type: ignore[arg-type]
+    if e is not None and not (e.reshape(block.rows, -1) == shared).all():
+        raise CertificateError("rows that share a matrix must share the split")
+    prove_semidefinite(block.H, shared, H_error)  # type: ignore[arg-type]
+    V = u.reshape(block.rows, -1)
+    q = V @ block.H - V * shared
+    size = np.abs(V) @ np.abs(block.H) + np.abs(V * shared)
+    error = (gamma(len(shared) + 3) * size + H_error * np.abs(V).sum(1, keepdims=True)).reshape(-1)
+    q = q.reshape(-1)
+    energy = 0.5 * float(u @ q)
+    slack = gamma(len(u) + 2) * 0.5 * float(np.abs(u) @ np.abs(q)) + 0.5 * float(np.abs(u) @ error)
+    return q, error, Enclosed(energy, slack)
+
+
+def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
+    """Refuse H - diag(e) unless a shifted Cholesky factorisation proves it positive semidefinite.
+
+    If floating-point Cholesky succeeds on Q - cI with c above its backward error, Q is positive
+    semidefinite (Rump 2006). ``data_error`` bounds the error of each entry of H.
+    """
+    Q = H - np.diag(e)
+    margin = 2.0 * gamma(len(H) + 2) * float(np.abs(np.diag(Q)).sum()) + len(H) * data_error
+    Q[np.diag_indices(len(Q))] -= margin
+    try:
+        np.linalg.cholesky(Q)
+    except np.linalg.LinAlgError:
+        raise CertificateError(
+            "the split leaves a curvature that is not provably positive semidefinite; "
+            "the bound proves nothing"
+        ) from None
+
+
+def _adjoint(block: _Block, r: Array) -> tuple[Array, Array]:
+    """sqrt(scale) A'r and its error."""
+    assert block.columns is not None
+    root = block.scale**0.5
+    q, size = np.empty(block.size), np.empty(block.size)
+    for i in range(0, block.size, _BLOCK):
+        part = block.columns[i : i + _BLOCK].astype(np.float64)
+        q[i : i + _BLOCK] = part @ r
+        size[i : i + _BLOCK] = np.abs(part, out=part) @ np.abs(r)
+    return root * q, root * gamma(len(r) + 4) * size
+
+
+def _gram(block: _Block) -> tuple[Array, float]:
+    """scale * A'A and a bound on the error of its entries."""
+    assert block.columns is not None
+    columns = block.columns.astype(np.float64)
+    H = block.scale * (columns @ columns.T)
+    return H, gamma(columns.shape[1] + 3) * block.scale * float((columns**2).sum(1).max())
+
+
+def _energy_of(block: _Block, x: Array, slack: Array) -> Enclosed:
+    """x'Cx/2 with x known to within ``slack``."""
+    if block.columns is not None:
+        r = np.zeros(block.image_size)
+        size = np.zeros(block.image_size)
+        for i in range(0, block.size, _BLOCK):
+            part = block.columns[i : i + _BLOCK].astype(np.float64)
+            r += x[i : i + _BLOCK] @ part
+            size += np.abs(x[i : i + _BLOCK]) @ np.abs(part, out=part)
+        root = block.scale**0.5
+        r, error = root * r, root * (gamma(block.size + 4) + 2 * _U) * size
+        value = 0.5 * float(r @ r)
+        allowance = float(np.abs(r) @ error) + 0.5 * float(error @ error) + gamma(len(r) + 2) * value
+        return Enclosed(value, allowance)
+    assert block.H is not None
+    X = x.reshape(block.rows, -1)
+    value = 0.5 * float((X * (X @ block.H)).sum())
+    size = 0.5 * float((np.abs(X) * (np.abs(X) @ np.abs(block.H))).sum())
+    return Enclosed(value, (gamma(len(x) + len(block.H) + 4) + 4 * _U) * size)
+
+
+def _blocks(specification: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[_Block]:
+    """The blocks of a curvature, in order."""
+    form = specification.get("form")
+    if form == "low_rank":
+        columns = arrays["columns"]
+        return [_Block(columns, float(specification["scale"]), None, 1, len(columns))]
+    if form in ("dense", "shared_rows"):
+        H, rows = arrays["H"].astype(np.float64), int(specification.get("rows", 1))
+        return [_Block(None, 1.0, H, rows, rows * len(H))]
+    if form == "block_diagonal":
+        found = []
+        for i, child in enumerate(specification["blocks"]):
+            prefix = f"{i}."
+            own = {k[len(prefix) :]: a for k, a in arrays.items() if k.startswith(prefix)}
+            found += _blocks(child, own)
+        return found
+    raise CertificateError(f"the curvature form {form!r} is not known to this version")

@@ -1,0 +1,215 @@
+"""From a solution to a claim that anyone can check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chita_opt import __version__
+from chita_opt.bounds import Bound, Screening, dual_bound, dual_point, screen
+from chita_opt.certify.container import array_hash, write_sealed
+from chita_opt.certify.verify import SCOPE, Verification, evaluate
+from chita_opt.errors import CertificateError
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A solution, a lower bound with its witness, and the gap between them.
+
+    All numbers are recomputed in float64 by numpy code that shares nothing with the solvers, with
+    rounding on the safe side. They are about the quadratic model of the loss, not about the
+    network's accuracy.
+
+    Attributes
+    ----------
+    solution : Solution
+        What is certified.
+    bound : Bound
+        The bound and its witness.
+    values : Verification
+        Upper, lower, gaps, counts.
+    screening : Screening
+        Weights whose fate is proven.
+    arrays : Mapping
+        Everything that goes into the file, by name.
+    """
+
+    solution: Solution
+    bound: Bound
+    values: Verification
+    screening: Screening
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+
+    @property
+    def upper(self) -> float:
+        """Modelled loss increase of the solution."""
+        return self.values.upper
+
+    @property
+    def lower(self) -> float:
+        """Proven lower bound on the modelled loss increase of every allowed solution."""
+        return self.values.lower
+
+    @property
+    def gap(self) -> float:
+        """upper - lower."""
+        return self.values.gap
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap over the modelled loss increase (over the dense minimum with a linear term)."""
+        return self.values.relative_gap
+
+    @property
+    def share_of_all(self) -> float:
+        """Gap over the cost of pruning everything."""
+        return self.values.share_of_all
+
+    @property
+    def proof(self) -> str:
+        """What proves the bound."""
+        return self.bound.proof
+
+    def claims(self) -> dict[str, Any]:
+        """All claims as JSON-able values."""
+        return {
+            **asdict(self.values),
+            "scope": SCOPE,
+            "bound_proof": self.proof,
+            "relaxation_upper": _finite(self.bound.relaxation_upper),
+            "screening": self.screening.counts,
+            "gap_in_gains": _finite(self.screening.gap_in_gains),
+            "method": self.solution.method,
+            "status": str(self.solution.status),
+            "seconds": self.solution.seconds,
+            "bound_seconds": self.bound.seconds,
+            "version": __version__,
+            "problem": problem_specification(self.solution.problem),
+        }
+
+    def save(self, path: str | Path, *, include_problem: bool = True) -> None:
+        """Write one sealed file; ``include_problem=False`` leaves the data to :func:`save_problem`."""
+        claims = self.claims()
+        problem = {k: a for k, a in self.arrays.items() if k.startswith("problem.")}
+        claims["problem_hash"] = array_hash(problem, claims["problem"])
+        kept = dict(self.arrays)
+        if not include_problem:
+            kept = {k: a for k, a in kept.items() if k not in problem}
+        write_sealed(path, kept, claims)
+
+    def __str__(self) -> str:
+        v = self.values
+        return (
+            f"objective {v.upper:.6g}, bound {v.lower:.6g} ({self.proof}), "
+            f"gap {100 * v.relative_gap:.4g} %, {v.nnz} of {v.p} weights kept, "
+            f"{self.screening.counts['kept']} proven kept and "
+            f"{self.screening.counts['pruned']} proven pruned ({SCOPE})"
+        )
+
+
+def certify(
+    solution: Solution,
+    *,
+    bound: Bound | None = None,
+    tol: float = 3e-5,
+    target_gap: float | None = None,
+    time_limit: float | None = None,
+) -> Certificate:
+    """Prove how far a solution is from the best possible one of its problem.
+
+    Parameters
+    ----------
+    solution : Solution
+        A feasible solution.
+    bound : Bound, optional
+        A bound already at hand; otherwise ``dual_bound`` is called, starting from the solution.
+    tol, target_gap, time_limit
+        Passed to ``dual_bound``.
+
+    Raises
+    ------
+    CertificateError
+        If the solution is not allowed, or lies below the bound by more than rounding (which would
+        be a bug, and is never clipped).
+    """
+    problem = solution.problem
+    if not solution.is_feasible:
+        raise CertificateError(
+            f"the weights of {solution.method} keep {solution.nnz} weights in a pattern outside "
+            f"{problem.supports.name}; only allowed solutions are certified"
+        )
+    if bound is None:
+        bound = dual_bound(
+            problem, start=solution, tol=tol, target_gap=target_gap, time_limit=time_limit
+        )
+    arrays = certificate_arrays(solution, bound)
+    values = evaluate(arrays, problem_specification(problem))
+    if values.lower > values.upper:
+        raise CertificateError(
+            f"bound {values.lower!r} exceeds objective {values.upper!r}: please report this"
+        )
+    return Certificate(solution, bound, values, screen(problem, bound, values.upper), arrays)
+
+
+def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray]:
+    """The arrays of a certificate file."""
+    problem = solution.problem
+    point = dual_point(problem, bound.witness, bound.split)
+    arrays = problem_arrays(problem)
+    arrays["solution.w"] = _numpy(solution.w)
+    arrays["bound.witness"] = _numpy(bound.witness)
+    arrays["bound.multipliers"] = problem.supports.multipliers(point.gains)
+    if bound.split is not None:
+        arrays["bound.split"] = _numpy(bound.split)
+    if bool(problem.g.any()):
+        every = torch.ones(problem.p, dtype=torch.bool, device=problem.device)
+        dense = problem.curvature.support_solver(problem.separable, every)
+        arrays["solution.dense"] = _numpy(dense.weights)
+    return arrays
+
+
+def problem_arrays(problem: Problem) -> dict[str, np.ndarray]:
+    """The data of a problem by their names in a file."""
+    G, h = problem.supports.rows()
+    G = G.tocoo()
+    arrays = {f"problem.curvature.{k}": _numpy(a) for k, a in problem.curvature.arrays().items()}
+    return arrays | {
+        "problem.w_bar": _numpy(problem.w_bar),
+        "problem.g": _numpy(problem.g),
+        "problem.rho": _numpy(problem.rho),
+        "problem.rows.row": G.row.astype(np.int64),
+        "problem.rows.column": G.col.astype(np.int64),
+        "problem.rows.value": G.data.astype(np.float64),
+        "problem.rows.h": h,
+    }
+
+
+def problem_specification(problem: Problem) -> dict[str, Any]:
+    """JSON-able description of curvature and family."""
+    described = {
+        "curvature": dict(problem.curvature.specification),
+        "supports": dict(problem.supports.specification),
+    }
+    return dict(json.loads(json.dumps(described)))
+
+
+def save_problem(problem: Problem, path: str | Path) -> None:
+    """Write a problem's data to a sealed file of its own, for certificates saved without it."""
+    write_sealed(path, problem_arrays(problem), {"problem": problem_specification(problem)})
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,164 @@
+"""Check a certificate with numpy alone: no solver, no PyTorch, no trust in who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chita_opt.certify.arithmetic import Enclosed, QuadraticData, dual_value, objective
+from chita_opt.certify.container import array_hash, read_sealed
+from chita_opt.errors import CertificateError
+
+Array = np.ndarray
+SCOPE = "about the quadratic model of the loss, not about the network's accuracy"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the check recomputed.
+
+    Attributes
+    ----------
+    upper, lower : float
+        Objective of the weights and proven bound, both on the safe side of rounding.
+    gap, relative_gap : float
+        upper - lower, and that over the modelled loss increase (over the dense minimum where a
+        linear term is present).
+    share_of_all : float
+        Gap over the cost of pruning everything.
+    nnz, p : int
+        Weights kept, and in all.
+    allowance : float
+        Rounding allowance contained in the bound.
+    """
+
+    upper: float
+    lower: float
+    gap: float
+    relative_gap: float
+    share_of_all: float
+    nnz: int
+    p: int
+    allowance: float
+
+
+def verify_file(path: str | Path, problem_path: str | Path | None = None) -> Verification:
+    """Recompute everything that a certificate file claims.
+
+    Parameters
+    ----------
+    path : str or Path
+        A certificate written by ``Certificate.save``.
+    problem_path : str or Path, optional
+        The problem's own file, if the certificate was saved without its problem.
+
+    Returns
+    -------
+    Verification
+        The recomputed values.
+
+    Raises
+    ------
+    CertificateError
+        If a byte was changed, the problem is missing or another one, the weights are not allowed,
+        or a claim is better than what the data give.
+    """
+    arrays, claims = read_sealed(path)
+    if problem_path is not None:
+        more, _ = read_sealed(problem_path)
+        arrays |= {k: a for k, a in more.items() if k.startswith("problem.")}
+    problem = {k: a for k, a in arrays.items() if k.startswith("problem.")}
+    if not problem:
+        raise CertificateError(f"{path} was saved without its problem; name the problem's file too")
+    if array_hash(problem, claims["problem"]) != claims["problem_hash"]:
+        raise CertificateError(f"{path} was made for another problem: the data's hash differs")
+    result = evaluate(arrays, claims["problem"])
+    _check_claims(claims, result)
+    return result
+
+
+def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> Verification:
+    """Upper and lower value from the arrays of a certificate; refuses weights that don't fit."""
+    data = quadratic_data(arrays, specification)
+    w = arrays["solution.w"]
+    if w.shape != data.w_bar.shape or not np.isfinite(w).all():
+        raise CertificateError("the weights are not finite or of the wrong length")
+    rows = (arrays["problem.rows.row"], arrays["problem.rows.column"], arrays["problem.rows.value"])
+    h = arrays["problem.rows.h"]
+    check_support(w, rows, h)
+    split = arrays.get("bound.split")
+    lower = dual_value(data, arrays["bound.witness"], split, rows, h, arrays["bound.multipliers"])
+    upper = objective(data, w)
+    everything = objective(data, np.zeros_like(w))
+    dense = Enclosed(0.0, 0.0)
+    if data.g.any():
+        dense = objective(data, arrays["solution.dense"])
+    return summarise(upper, lower, everything, dense, int(np.count_nonzero(w)), len(w))
+
+
+def summarise(
+    upper: Enclosed, lower: Enclosed, everything: Enclosed, dense: Enclosed, nnz: int, p: int
+) -> Verification:
+    """Gaps from enclosed values, each rounded against the claim."""
+    gap = max(upper.above - lower.below, 0.0)
+    size = abs(upper.above) if dense.value == 0.0 else upper.above - dense.above
+    return Verification(
+        upper.above, lower.below, gap, ratio(gap, size), ratio(gap, abs(everything.value)), nnz, p,
+        lower.allowance,
+    )  # fmt: skip
+
+
+def ratio(part: float, whole: float) -> float:
+    """``part / whole``; 0 if both vanish, infinite if only the whole does."""
+    if whole > 0.0:
+        return part / whole
+    return 0.0 if part <= 0.0 else float("inf")
+
+
+def quadratic_data(
+    arrays: Mapping[str, Array], specification: Mapping[str, Any]
+) -> QuadraticData:
+    """Gather a problem's arrays by their names in the file."""
+    prefix = "problem.curvature."
+    curvature = {k[len(prefix) :]: a for k, a in arrays.items() if k.startswith(prefix)}
+    try:
+        vectors = [arrays[f"problem.{name}"] for name in ("w_bar", "g", "rho")]
+    except KeyError as error:
+        raise CertificateError(f"the file lacks {error}") from error
+    return QuadraticData(specification["curvature"], curvature, *vectors)
+
+
+def check_support(w: Array, rows: tuple[Array, Array, Array], h: Array) -> None:
+    """Refuse weights whose support breaks a row of the family."""
+    row, column, value = rows
+    kept = np.bincount(row, weights=value * (w[column] != 0), minlength=len(h))
+    if bool((kept > h).any()):
+        worst = int(np.argmax(kept - h))
+        raise CertificateError(
+            f"the weights break row {worst} of the support family: {kept[worst]:g} > {h[worst]:g}"
+        )
+
+
+def _check_claims(claims: Mapping[str, Any], found: Verification) -> None:
+    """Refuse claims that are better than the recomputed values by more than rounding."""
+    slack = 2.0 * found.allowance + 1e-15 * (abs(found.upper) + abs(found.lower))
+    if claims["lower"] > found.lower + slack:
+        raise CertificateError(
+            f"the claimed bound {claims['lower']:.12g} exceeds the recomputed {found.lower:.12g}"
+        )
+    if claims["upper"] < found.upper - slack - 1e-12 * abs(found.upper):
+        raise CertificateError(
+            f"the claimed objective {claims['upper']:.12g} is below the recomputed "
+            f"{found.upper:.12g}"
+        )
+    if claims["relative_gap"] < found.relative_gap * (1.0 - 1e-6) - 1e-12:
+        raise CertificateError(
+            f"the claimed gap {claims['relative_gap']:.6g} is below the recomputed "
+            f"{found.relative_gap:.6g}"
+        )
+    if claims["nnz"] != found.nnz:
+        raise CertificateError(f"{claims['nnz']} kept weights are claimed, {found.nnz} found")

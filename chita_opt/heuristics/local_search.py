@@ -1,0 +1,171 @@
+"""Exchange local search: exact best swaps of one weight for another, from any solution.
+
+Each round picks the few hundred weights whose exchange looks best (exact leverages, not
+magnitudes), eliminates all other kept weights exactly, and swaps on the small dense problem that
+is left until no exchange of two of its weights helps. Every family serves: it says which swaps
+keep the support allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chita_opt.curvature import SupportSolver
+from chita_opt.heuristics.incumbent import Incumbent, complete, keep_scores
+from chita_opt.heuristics.magnitude import one_step_support
+from chita_opt.heuristics.tableau import Tableau
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution, Status
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How far the search looks.
+
+    Attributes
+    ----------
+    candidates : int
+        Weights in each round's small problem.
+    max_rounds : int
+        Rounds; each chooses its candidates anew.
+    max_swaps : int
+        Swaps in each round.
+    tol : float
+        Relative decrease below which a round, or a swap, counts as none.
+    """
+
+    candidates: int = 600
+    max_rounds: int = 20
+    max_swaps: int = 2000
+    tol: float = 1e-7
+
+
+def local_search(
+    problem: Problem,
+    *,
+    start: Solution | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    candidates: int = 600,
+    max_rounds: int = 20,
+) -> Solution:
+    """Improve a solution by exact exchanges until none among the candidates helps.
+
+    Parameters
+    ----------
+    problem, start, time_limit, seed
+        As for every method; without a ``start`` the backsolve's support is taken.
+    candidates, max_rounds : int
+        See :class:`SearchOptions`.
+    """
+    best = Incumbent(problem, time_limit, start)
+    options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
+    status, rounds = Status.ITERATION_LIMIT, 0
+    with best.until_interrupt():
+        mask = start.mask if start is not None else one_step_support(problem)
+        mask = complete(problem, mask, keep_scores(problem))
+        solver = problem.curvature.support_solver(problem.separable, mask, exact=False)
+        best.offer(solver.weights, solver.value)
+        solver, rounds, settled = improve(problem, solver, options, best)
+        status = Status.STATIONARY if settled else status
+    return best.finish("local_search", status, stats={"rounds": rounds})
+
+
+def improve(
+    problem: Problem,
+    solver: SupportSolver,
+    options: SearchOptions,
+    best: Incumbent,
+    extra: Tensor | None = None,
+) -> tuple[SupportSolver, int, bool]:
+    """Rounds of exchanges; ``extra`` are indices that the first round must consider."""
+    for count in range(options.max_rounds):
+        if best.clock.expired:
+            return solver, count, False
+        chosen = choose_candidates(problem, solver, options.candidates)
+        if extra is not None and count == 0:
+            chosen = torch.cat([chosen, extra]).unique()
+        moved = exchange_round(problem, solver, chosen, options, best.clock)
+        if moved is None or not solver.value - moved.value > options.tol * abs(solver.value):
+            return solver, count + 1, True
+        solver = moved
+        best.offer(solver.weights, solver.value)
+    return solver, options.max_rounds, False
+
+
+def choose_candidates(problem: Problem, solver: SupportSolver, count: int) -> Tensor:
+    """Kept weights that are cheap to remove and pruned ones that gain most, by exact leverages."""
+    p = problem.p
+    if p <= count:
+        return torch.arange(p, device=problem.device)
+    mask, rho = solver.mask, problem.rho
+    raw = torch.where(mask, solver.weights.square() * rho, solver.pull.square() / rho.clamp_min(1e-12))
+    margins = problem.supports.exchange_margins(0.5 * raw, mask)
+    wide = _both_sides(margins, mask, 3 * count)
+    scores = 0.5 * raw
+    inside, outside = wide[mask[wide]], wide[~mask[wide]]
+    if len(inside):
+        scores[inside] = 0.5 * solver.weights[inside].square() / solver.inverse_diagonal(inside)
+    if len(outside):
+        scores[outside] = 0.5 * solver.pull[outside].square() / solver.schur_diagonal(outside)
+    margins = problem.supports.exchange_margins(scores, mask)
+    narrow = torch.full_like(margins, torch.inf)
+    narrow[wide] = margins[wide]
+    return _both_sides(narrow, mask, count)
+
+
+def _both_sides(margins: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The ``count`` smallest finite margins, half of them kept weights and half pruned ones."""
+    chosen = []
+    for side in (mask, ~mask):
+        cost = torch.where(side, margins, torch.inf)
+        size = min(count // 2, int(torch.isfinite(cost).sum()))
+        chosen.append(cost.topk(size, largest=False, sorted=False).indices)
+    return torch.cat(chosen).sort().values
+
+
+def exchange_round(
+    problem: Problem, solver: SupportSolver, chosen: Tensor, options: SearchOptions, clock: Clock
+) -> SupportSolver | None:
+    """Best swaps among ``chosen``, the other kept weights eliminated; None if none was found."""
+    mask = solver.mask
+    fixed = mask.clone()
+    fixed[chosen] = False
+    base = solver.moved(fixed)
+    tableau = Tableau(base.reduced(chosen), base.pull[chosen], mask[chosen])
+    swaps = swap_down(problem, tableau, chosen, fixed, options, clock)
+    if swaps == 0:
+        return None
+    target = fixed.clone()
+    target[chosen] = tableau.inside
+    return solver.moved(target)
+
+
+def swap_down(
+    problem: Problem,
+    tableau: Tableau,
+    chosen: Tensor,
+    fixed: Tensor,
+    options: SearchOptions,
+    clock: Clock,
+) -> int:
+    """Take the best allowed exchange until none lowers the value; the number taken."""
+    mask = fixed.clone()
+    mask[chosen] = tableau.inside
+    floor = options.tol * 1e-2 * max(abs(tableau.value), 1e-300)
+    for count in range(options.max_swaps):
+        out = tableau.inside.nonzero().squeeze(1)
+        into = (~tableau.inside).nonzero().squeeze(1)
+        if not len(out) or not len(into) or clock.expired:
+            return count
+        allowed = problem.supports.can_swap(mask, chosen[out], chosen[into])
+        change, a, b = tableau.best_exchange(allowed, out, into)
+        if not change < -floor:
+            return count
+        tableau.toggle(a)
+        tableau.toggle(b)
+        mask[chosen[a]], mask[chosen[b]] = False, True
+    return options.max_swaps

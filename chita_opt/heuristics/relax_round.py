@@ -1,0 +1,163 @@
+r"""Relax, round, polish: the relaxation's indicators rounded by the family's oracle.
+
+At network scale the perspective relaxation leaves at most about n of the p indicators fractional,
+so its rounding is nearly optimal already. The support is solved, improved by exact exchanges among
+the undecided weights, and a few random roundings of the fractional part are tried in one shared
+small problem.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
+from chita_opt.bounds.newton import SampleSpaceNewton
+from chita_opt.curvature import LowRank, SupportSolver
+from chita_opt.curvature.woodbury import WoodburySupport
+from chita_opt.errors import MethodError
+from chita_opt.heuristics.incumbent import Incumbent, keep_scores
+from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
+from chita_opt.heuristics.tableau import Tableau
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution, Status
+
+
+def relax_round(
+    problem: Problem,
+    *,
+    start: Solution | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    tol: float = 1e-3,
+    roundings: int = 0,
+    max_rounds: int = 4,
+    candidates: int = 600,
+    memory_limit: float = 4e9,
+) -> Solution:
+    """The default method: perspective relaxation, rounding, exact exchanges, exact backsolve.
+
+    Parameters
+    ----------
+    problem, start, time_limit, seed
+        As for every method. ``start``'s support is where the relaxation begins; the answer is
+        never worse than ``start``.
+    tol : float
+        Relative accuracy of the relaxation; a rounding gains nothing from more digits.
+    roundings : int
+        Random roundings of the fractional indicators, each improved by exchanges.
+    max_rounds, candidates : int
+        Of the exchange search.
+    memory_limit : float
+        Bytes for the relaxation's Newton system.
+
+    Raises
+    ------
+    MethodError
+        If some rho is zero (there is no relaxation to solve) or the family has only an oracle.
+    """
+    if not float(problem.rho.min()) > 0.0:
+        raise MethodError("relax_round needs rho > 0; raise the ridge or use local_search")
+    if not problem.supports.is_laminar:
+        raise MethodError(f"relax_round needs thresholds that {problem.supports.name} lacks; use chita")
+    best = Incumbent(problem, time_limit, start)
+    stats: dict[str, object] = {}
+    warm: dict[str, Tensor] = {}
+    solver = None
+    with best.until_interrupt():
+        state = _relax(problem, best, start, tol, memory_limit)
+        warm = {"z": state.z, "image": problem.curvature.image_of_dual(state.best_r)}
+        stats |= {"newton_steps": state.steps, "relaxation": state.best, **state.stats}
+        solver = _solve_rounded(problem, state)
+        best.offer(solver.weights, solver.value)
+        stats["rounded"] = solver.value
+        fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
+        stats["fractional"] = len(fractional)
+        options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
+        extra = fractional[:candidates]
+        solver, rounds, _ = improve(problem, solver, options, best, extra)
+        if roundings and len(fractional):
+            solver = _random_roundings(problem, solver, state.z, roundings, seed, options, best)
+        stats["rounds"] = rounds
+    exact = solver.polished() if isinstance(solver, WoodburySupport) else None
+    return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
+
+
+def _relax(
+    problem: Problem, best: Incumbent, start: Solution | None, tol: float, memory_limit: float
+) -> RelaxationState:
+    scores = keep_scores(problem)
+    mask = start.mask if start is not None else problem.supports.best_support(scores)
+    tail = float((0.5 * problem.rho * problem.scores)[~mask].sum())
+    options = RelaxationOptions(tol=tol, memory_limit=memory_limit)
+    return maximise_dual(
+        problem.curvature.factor(),
+        problem.separable,
+        problem.supports,
+        scale=tail if bool(problem.g.any()) else 0.0,
+        options=options,
+        clock=best.clock,
+        z=mask.double(),
+        on_point=lambda w, value: best.offer(w, value),
+    )
+
+
+def rounded_mask(problem: Problem, z: Tensor, gains: Tensor) -> Tensor:
+    """The oracle on z, ties broken by the gains."""
+    scale = float(gains.max()) or 1.0
+    return problem.supports.best_support(z + 1e-3 * (gains / scale).sqrt())
+
+
+def _solve_rounded(problem: Problem, state: RelaxationState) -> SupportSolver:
+    """Solve on the rounded support, from the relaxation's Gram matrix where there is one."""
+    gains = state.c.square() / (2.0 * problem.rho)
+    mask = rounded_mask(problem, state.z, gains)
+    system, C = state.system, problem.curvature
+    if isinstance(system, SampleSpaceNewton) and isinstance(C, LowRank) and system.factor is C.factor():
+        change = mask.double() / problem.rho - system.held
+        index = change.nonzero().squeeze(1)
+        if 2 * int(mask.sum()) > system.factor.dual_size and len(index) < int(mask.sum()):
+            gram = system.gram + system.factor.gram(index, change[index])
+            return WoodburySupport.solve(
+                system.factor, problem.separable, mask, exact=False, gram=gram
+            )
+    return C.support_solver(problem.separable, mask, exact=False)
+
+
+def _random_roundings(
+    problem: Problem,
+    solver: SupportSolver,
+    z: Tensor,
+    tries: int,
+    seed: int,
+    options: SearchOptions,
+    best: Incumbent,
+) -> SupportSolver:
+    """Random roundings of the undecided weights, improved in one shared reduced problem."""
+    generator = torch.Generator().manual_seed(seed)
+    free = (z > 1e-6) & (z < 1.0 - 1e-6)
+    distance = torch.where(free, -torch.ones_like(z), (solver.pull.square() / problem.rho).log().abs())
+    chosen = distance.topk(min(problem.p, max(options.candidates, int(free.sum()))), largest=False)
+    index = chosen.indices.sort().values
+    fixed = solver.mask.clone()
+    fixed[index] = False
+    base = solver.moved(fixed)
+    Q, q = base.reduced(index), base.pull[index]
+    lowest, winner = solver.value, None
+    for _ in range(tries):
+        if best.clock.expired:
+            break
+        noise = torch.rand(problem.p, generator=generator, dtype=torch.float64).to(z.device)
+        scores = torch.where(fixed, 10.0, z + 0.6 * noise * free + 1e-3)
+        scores = torch.where(fixed | torch.zeros_like(fixed).index_fill(0, index, True), scores, 0.0)
+        tableau = Tableau(Q, q, problem.supports.best_support(scores)[index])
+        swap_down(problem, tableau, index, fixed, options, best.clock)
+        if base.value + tableau.value < lowest:
+            lowest, winner = base.value + tableau.value, tableau.inside.clone()
+    if winner is None:
+        return solver
+    target = fixed.clone()
+    target[index] = winner
+    moved = solver.moved(target)
+    best.offer(moved.weights, moved.value)
+    return moved if moved.value < solver.value else solver

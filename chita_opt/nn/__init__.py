@@ -1,0 +1,50 @@
+"""Prune PyTorch networks: layers, gradients, data, small models and the whole pipeline.
+
+The names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "LayerMap": "chita_opt.nn.layers",
+    "LayerSlice": "chita_opt.nn.layers",
+    "select_layers": "chita_opt.nn.layers",
+    "GradientRows": "chita_opt.nn.gradients",
+    "gradient_rows": "chita_opt.nn.gradients",
+    "LayerGram": "chita_opt.nn.inputs",
+    "layer_inputs": "chita_opt.nn.inputs",
+    "MaskKeeper": "chita_opt.nn.masks",
+    "apply_masks_": "chita_opt.nn.masks",
+    "from_torch_prune": "chita_opt.nn.masks",
+    "to_torch_prune_": "chita_opt.nn.masks",
+    "SavedWeights": "chita_opt.nn.weight_files",
+    "load_weights": "chita_opt.nn.weight_files",
+    "save_weights": "chita_opt.nn.weight_files",
+    "recalibrate_bn_": "chita_opt.nn.batch_norm",
+    "ImageData": "chita_opt.nn.data",
+    "digits": "chita_opt.nn.data",
+    "mnist": "chita_opt.nn.data",
+    "mnist_subset": "chita_opt.nn.data",
+    "MLPNet": "chita_opt.nn.models",
+    "accuracy": "chita_opt.nn.models",
+    "load_pretrained": "chita_opt.nn.models",
+    "pretrained_card": "chita_opt.nn.models",
+    "TrainingLog": "chita_opt.nn.train",
+    "TrainingRecipe": "chita_opt.nn.train",
+    "train_classifier": "chita_opt.nn.train",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'chita_opt.nn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,220 @@
+"""Gradients of the loss, one row per sample or mini-batch: the empirical Fisher's factor."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chita_opt.errors import DataError, MemoryLimitError
+from chita_opt.nn.engine_choice import PROBE_ROWS, choose_engine
+from chita_opt.nn.evaluation import evaluating, full_precision, model_device
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.outer_products import NotApplicable
+from chita_opt.nn.row_engines import Engine, LoopRows, Loss, RowLoss
+from chita_opt.nn.sampling import RowSource, open_rows
+
+_log = logging.getLogger(__name__)
+
+# Beyond this a larger chunk is no faster.
+_WORK_BYTES = 256 << 20
+_LINE = 16  # float32 numbers in a cache line: chunks that begin on one are written faster
+
+
+@dataclass(frozen=True)
+class GradientRows:
+    """Gradient rows at the current weights of a model.
+
+    Attributes
+    ----------
+    A : Tensor
+        Shape (n, p), float32. Row i is the gradient of the mean loss over the ``batch_size``
+        samples of row i. It is the transposed view of a contiguous (p, n) tensor, so a column
+        (all gradients of one weight) is contiguous.
+    batch_size : int
+        Samples per row, m.
+    samples : int
+        Samples used, n * m.
+    loss_mean : float
+        Mean loss over all samples used.
+    path : str
+        How the rows were computed: ``"outer products"``, ``"vmap"`` or ``"loop"``.
+    reason : str
+        Why a faster path was not taken; empty for outer products.
+    """
+
+    A: Tensor
+    batch_size: int
+    samples: int
+    loss_mean: float
+    path: str
+    reason: str = ""
+
+    @property
+    def At(self) -> Tensor:
+        """The contiguous (p, n) tensor that ``A`` is a view of."""
+        return self.A.t()
+
+
+def gradient_rows(
+    model: nn.Module,
+    loss_fn: Loss,
+    data: Any,
+    layer_map: LayerMap,
+    *,
+    rows: int | None = None,
+    batch_size: int | None = None,
+    index: Any = None,
+    memory_limit: int | None = None,
+    seed: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> GradientRows:
+    r"""Compute gradients of the loss by the selected weights, one row per mini-batch.
+
+    Row i is :math:`a_i = \nabla_w \frac1m \sum_{s \in B_i} \ell_s(w)` at the current weights, for
+    mini-batches :math:`B_i` of m samples; ``A'A / n`` is then the empirical Fisher curvature (for
+    m > 1: of the mini-batch gradients, which is 1/m of the per-sample one around a stationary
+    point). The model runs in eval mode; its parameters, gradients, buffers, training flags and
+    the random state are left as they were.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, called as ``model(inputs)``.
+    loss_fn : callable
+        ``loss_fn(output, target)`` returns the mean loss over the batch, or one loss per sample
+        (which is then averaged).
+    data : (inputs, targets), Dataset, DataLoader or iterable of batches
+        Pairs of tensors whose leading index is the sample. A loader or another iterable is read
+        in its own order, and only as far as needed.
+    layer_map : LayerMap
+        The weights to differentiate by, from :func:`chita_opt.nn.select_layers`.
+    rows : int
+        Number of rows, n.
+    batch_size : int, default 1
+        Samples per row, m. With 1, rows are per-sample gradients.
+    index : (n, m) array of int, optional
+        The samples that form each row. ``rows`` and ``batch_size`` then need not be given.
+    memory_limit : int, optional
+        Bytes that the result and the working memory together may take (on the model's device;
+        the working memory is an estimate). The rows are computed in chunks that fit.
+    seed : int, optional
+        Draw the samples by a permutation with this seed rather than taking the first n * m.
+    progress : callable, optional
+        Called as ``progress(rows_done, rows)`` after each chunk.
+
+    Returns
+    -------
+    GradientRows
+        The rows and how they were computed.
+
+    Raises
+    ------
+    DataError
+        If there are too few samples, the data are malformed or a gradient is not finite.
+    MemoryLimitError
+        If the result and one row of working memory exceed ``memory_limit``.
+    LayerError
+        If the model does not fit ``layer_map``.
+
+    Notes
+    -----
+    Where every selected layer is a ``Linear`` or convolution called once in a forward pass, rows
+    are batched outer products of its inputs and output derivatives. Otherwise ``torch.func.vmap``
+    is used, and a loop over rows where ``vmap`` cannot follow the model. Either is first compared
+    with plain autograd on two rows, in double precision where the model allows it (in single
+    precision a ReLU at its kink may differ), and used only if it agrees to 1e-5 of the largest
+    entry of each layer.
+    """
+    with evaluating(model), full_precision(model_device(model)):
+        source = open_rows(data, rows=rows, batch_size=batch_size, seed=seed, index=index)
+        result_bytes = 4 * source.rows * layer_map.size
+        if memory_limit is not None and result_bytes > memory_limit:
+            raise _over_limit(result_bytes, memory_limit, source, layer_map)
+        loss = RowLoss(model, loss_fn, layer_map)
+        device = model_device(model)
+        x, y = (part.to(device) for part in source.first(PROBE_ROWS))
+        choice = choose_engine(loss, x, y, len(x) // source.batch_size)
+        if choice.reason:
+            _log.info("gradient rows by %s: %s", choice.make.path, choice.reason)
+        work = _WORK_BYTES
+        if memory_limit is not None:
+            work = min(work, memory_limit - result_bytes)
+            if choice.row_bytes > work:
+                need = result_bytes + choice.row_bytes
+                raise _over_limit(need, memory_limit, source, layer_map)
+        chunk = max(1, min(source.rows, work // choice.row_bytes))
+        chunk -= chunk % _LINE if chunk > _LINE else 0
+        run = _Run(choice.make(loss), choice.reason)
+        rows_t, loss_mean = _fill(run, loss, source, chunk, progress)
+    samples = source.rows * source.batch_size
+    path, reason = run.engine.path, run.reason
+    return GradientRows(rows_t.t(), source.batch_size, samples, loss_mean, path, reason)
+
+
+@dataclass
+class _Run:
+    """The engine in use, and why."""
+
+    engine: Engine
+    reason: str
+
+    def rows_(self, x: Tensor, y: Tensor, block: Tensor, loss: RowLoss) -> float:
+        try:
+            return self.engine.rows_(x, y, block)
+        except NotApplicable as error:  # how often a layer is called depends on the data
+            self.engine, self.reason = LoopRows(loss), str(error)
+            return self.engine.rows_(x, y, block)
+
+
+def _fill(
+    run: _Run,
+    loss: RowLoss,
+    source: RowSource,
+    chunk: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, float]:
+    """Compute all rows, in chunks, as columns; return them and the mean loss."""
+    device = model_device(loss.model)
+    rows_t = torch.empty(loss.layer_map.size, source.rows, device=device)
+    done, total = 0, 0.0
+    for x, y in source.chunks(chunk):
+        count = len(x) // source.batch_size
+        block = rows_t[:, done : done + count]
+        mean = run.rows_(x.to(device), y.to(device), block, loss)
+        _check_finite(block, done, loss.layer_map, source)
+        if not math.isfinite(mean):
+            raise DataError(f"the mean loss of rows {done} to {done + count - 1} is {mean}")
+        done, total = done + count, total + mean * count
+        if progress is not None:
+            progress(done, source.rows)
+    return rows_t, total / source.rows
+
+
+def _check_finite(block: Tensor, start: int, layer_map: LayerMap, source: RowSource) -> None:
+    if bool(torch.isfinite(block.sum(0)).all()):
+        return
+    finite = torch.isfinite(block)
+    if bool(finite.all()):  # only the sum overflowed
+        return
+    column = int((~finite.all(0)).nonzero()[0])
+    weight = int((~finite[:, column]).nonzero()[0])
+    name = next(item.name for item in layer_map if weight < item.stop)
+    row = start + column
+    raise DataError(
+        f"row {row} ({source.samples_of(row)}) has a gradient of {name!r} that is not finite; "
+        "check these samples, or the weights, for NaN and overflow"
+    )
+
+
+def _over_limit(need: int, limit: int, source: RowSource, layer_map: LayerMap) -> MemoryLimitError:
+    return MemoryLimitError(
+        f"{source.rows} gradient rows of {layer_map.size} weights need at least {need} bytes "
+        f"(result and working memory), memory_limit is {limit}: raise it, or lower rows or "
+        "batch_size, or select fewer layers"
+    )

@@ -1,0 +1,164 @@
+"""Gradient rows of linear and convolutional layers as batched matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chita_opt.nn.layer_map import LayerSlice
+from chita_opt.nn.patches import Conv, is_stock, window_view
+from chita_opt.nn.row_engines import RowLoss
+
+# Products that stay in the cache between being made and being transposed into place.
+_SCRATCH_BYTES = 2 << 20
+
+
+class NotApplicable(Exception):
+    """Outer products do not give the gradient of this model; the message says why."""
+
+
+class OuterProducts:
+    r"""One forward and backward pass, then one batched product per layer.
+
+    For a layer :math:`Y = X W^\top` that is called once, the gradient of the mean loss of the m
+    samples of a row is :math:`\nabla_W = \frac1m \sum_s \delta_s x_s^\top`, with :math:`x_s` the
+    layer's input and :math:`\delta_s` the derivative of sample s's own loss by the layer's output.
+    One backward pass gives every :math:`\delta_s`, as samples do not touch each other in eval
+    mode. A convolution is the same over the windows of its input.
+
+    Raises
+    ------
+    NotApplicable
+        If a selected parameter is tied, belongs to another kind of layer or is not in single or
+        double precision. Computing rows raises it too, for a layer not called exactly once.
+    """
+
+    path = "outer products"
+
+    def __init__(self, loss: RowLoss) -> None:
+        self._loss = loss
+        self._modules: dict[str, nn.Module] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._largest_step = 0  # bytes of one row's windows, over the layers seen
+        for item in loss.layer_map:
+            self._modules[item.module_name] = self._checked(item)
+
+    def rows_(self, x: Tensor, y: Tensor, block: Tensor) -> float:
+        """Write all rows at once; see :class:`chita_opt.nn.row_engines.Engine`."""
+        rows = block.shape[1]
+        try:
+            with torch.enable_grad():
+                loss = self._recorded_loss(x, y)
+            # d(rows * mean over all)/d output = 1/m times the sample's own derivative.
+            grads = torch.autograd.grad(
+                loss * rows,
+                [out for outs in self._outputs.values() for out in outs],
+                materialize_grads=True,
+            )
+            deltas = dict(zip(self._outputs, grads, strict=True))
+            for item in self._loss.layer_map:
+                self._write(item, deltas[item.module_name], block[item.start : item.stop])
+        finally:
+            self._inputs, self._outputs = {}, {}
+        return float(loss.detach())
+
+    def row_bytes(self, saved: int) -> int:
+        """Estimate the working memory of one row; see :class:`chita_opt.nn.row_engines.Engine`.
+
+        The inputs and outputs of the layers are held on top of what the graph saves. Windows and
+        products are made for a few rows at a time, so for one row at least.
+        """
+        return 5 * saved + self._largest_step + 4 * max(self._loss.layer_map.sizes)
+
+    def _checked(self, item: LayerSlice) -> nn.Module:
+        module = self._loss.model.get_submodule(item.module_name)
+        if item.aliases:
+            raise NotApplicable(f"{item.name} is tied to {item.aliases[0]}")
+        if not is_stock(module):
+            raise NotApplicable(f"{item.module_name} is a {type(module).__name__}")
+        dtype = self._loss.layer_map.parameter(self._loss.model, item).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise NotApplicable(f"{item.name} is {dtype}")
+        return module
+
+    def _recorded_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        def recorder(name: str) -> Any:
+            def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+                self._inputs[name] = (args[0] if args else kwargs["input"]).detach()
+                if not output.requires_grad:
+                    output.requires_grad_()
+                self._outputs.setdefault(name, []).append(output)
+                return output.clone()  # so that a later in-place ReLU leaves ours alone
+
+            return record
+
+        handles = [
+            module.register_forward_hook(recorder(name), with_kwargs=True)
+            for name, module in self._modules.items()
+        ]
+        try:
+            loss = self._loss(self._loss.selected, x, y)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self._modules:
+            calls = len(self._outputs.get(name, ()))
+            if calls != 1:
+                raise NotApplicable(f"{name} is called {calls} times in a forward pass")
+        return loss
+
+    def _write(self, item: LayerSlice, delta: Tensor, block: Tensor) -> None:
+        """Write the columns of one parameter."""
+        module, rows = self._modules[item.module_name], block.shape[1]
+        x = self._inputs[item.module_name]
+        if len(x) % rows or len(delta) % rows:
+            raise NotApplicable(f"{item.module_name} does not keep one sample per leading index")
+        x, delta = x.unflatten(0, (rows, -1)), delta.unflatten(0, (rows, -1))
+        if item.kind == "bias":
+            channel = delta.ndim - 1 if isinstance(module, nn.Linear) else 2
+            others = [i for i in range(1, delta.ndim) if i != channel]
+            block.copy_(delta.sum(others).t())
+        elif isinstance(module, nn.Linear) and x.ndim == 3 and x.shape[1] == 1:
+            # One vector a row: multiply straight into place, along the rows.
+            left, right = delta[:, 0].t().contiguous(), x[:, 0].t().contiguous()
+            torch.mul(left[:, None], right[None], out=block.unflatten(0, (len(left), -1)))
+        else:
+            self._write_products(module, x, delta, block)
+
+    def _write_products(self, module: nn.Module, x: Tensor, delta: Tensor, block: Tensor) -> None:
+        weights, rows = block.shape
+        if isinstance(module, nn.Linear):
+            product = _linear_product
+            step = max(16, _SCRATCH_BYTES // (4 * weights))  # 16: a cache line of each column
+        else:
+            product = _conv_product
+            outputs = module.get_parameter("weight").shape[0]
+            places = delta.numel() // (rows * outputs)
+            row_bytes = 4 * weights + x.element_size() * places * (outputs + weights // outputs)
+            self._largest_step = max(self._largest_step, row_bytes)
+            step = max(1, _SCRATCH_BYTES // row_bytes)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            block[:, part].copy_(product(module, x[part], delta[part]).reshape(-1, weights).t())
+
+
+def _linear_product(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
+    """Multiply (rows, m, ..., in) and (rows, m, ..., out) to (rows, out, in)."""
+    x, delta = x.flatten(1, -2), delta.flatten(1, -2)
+    return torch.bmm(delta.transpose(1, 2), x)
+
+
+def _conv_product(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
+    """Multiply windows of (rows, m, in, ...) and (rows, m, out, ...) to (rows * groups, ., .)."""
+    assert isinstance(module, Conv)
+    dims, groups = len(module.kernel_size), module.groups
+    view = window_view(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    taps, places = range(4, 4 + dims), range(4 + dims, 4 + 2 * dims)
+    windows = view.permute(0, 2, 3, *taps, 1, *places)
+    windows = windows.reshape(len(x) * groups, module.weight.shape[1:].numel(), -1)
+    delta = delta.unflatten(2, (groups, -1)).movedim(1, 3)
+    delta = delta.reshape(len(x) * groups, module.out_channels // groups, -1)
+    return torch.bmm(delta, windows.transpose(1, 2))

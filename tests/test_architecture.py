@@ -1,0 +1,202 @@
+"""The rules of the code base that a reader could break without noticing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("chita_opt/**/*.py"), *ROOT.glob("formulations/**/*.py")])
+
+# A room may import itself and rooms of a smaller number; equal numbers are siblings, kept apart.
+ORDER = {
+    "errors": 0,
+    "supports": 1,
+    "curvature": 2,
+    "problem": 3,
+    "solution": 4,
+    "bounds": 5,
+    "heuristics": 6,
+    "formulations": 6,
+    "exact": 7,
+    "certify": 8,
+    "nn": 9,
+    "cli": 10,
+}
+HEAVY = ("torch", "pyomo", "cvxpy", "matplotlib")
+MAX_LINES = 400
+
+
+def module_name(path: Path) -> str:
+    """Name under which a source file is published."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] == "formulations":
+        parts.insert(0, "chita_opt")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """Room of a module; "" for chita_opt itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Yield every module or name that a source imports, at any depth, as an absolute name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = node.level - is_package
+                package = module.split(".")[: len(module.split(".")) - up]
+                base = ".".join([*package, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node).endswith("import_module") and node.args:
+            if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+                yield node.args[0].value
+
+
+def called(node: ast.Call) -> str:
+    """Dotted name of what a call calls, such as "np.load"; "" where it has none."""
+    try:
+        return ast.unparse(node.func)
+    except ValueError:
+        return ""
+
+
+def wrong_imports(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Names that a module must not import, given its room."""
+    own, wrong = room(module), []
+    for name in imports(ast.parse(source), module, is_package):
+        if name.split(".")[0] == "formulations":
+            wrong.append(f"{name}: say chita_opt.formulations")
+        if name.split(".")[0] != "chita_opt" or not own:
+            continue
+        other = room(name)
+        if other == "__version__" or (own == "cli" and not other):
+            continue
+        if other not in ORDER:
+            wrong.append(f"{name}: import from the room that defines it")
+        elif other != own and ORDER[other] >= ORDER[own]:
+            wrong.append(f"{name}: {own} stands to the left of {other}, or beside it")
+    return wrong
+
+
+def pickles(source: str) -> list[str]:
+    """Uses of pickle in a module, with line numbers."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        if {name.split(".")[0] for name in names} & {"pickle", "cPickle", "cloudpickle", "dill"}:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Call):
+            words = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            name = called(node)
+            if name == "torch.load" and words.get("weights_only") is not True:
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+            if name in ("np.load", "numpy.load") and words.get("allow_pickle") is not False:
+                found.append(f"line {node.lineno}: np.load without allow_pickle=False")
+    return found
+
+
+def packages_on_disk() -> set[str]:
+    """Every folder with an __init__.py, as the package it is published as."""
+    return {module_name(path) for path in SOURCES if path.name == "__init__.py"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_go_one_way(path: Path) -> None:
+    module = module_name(path)
+    assert room(module) in {"", *ORDER}, f"{module} is in no known room: add it to ORDER"
+    assert not wrong_imports(path.read_text(), module, path.name == "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_stay_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{path.relative_to(ROOT)} has {lines} lines: split it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_pickle(path: Path) -> None:
+    assert not pickles(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["container", "verify"])
+def test_certificates_are_checked_with_numpy_alone(name: str) -> None:
+    path = ROOT / "chita_opt" / "certify" / f"{name}.py"
+    if not path.exists():
+        pytest.skip(f"certify has no {name}.py")
+    roots = {found.split(".")[0] for found in imports(ast.parse(path.read_text()), "", False)}
+    assert roots - sys.stdlib_module_names <= {"numpy", "chita_opt"}
+
+
+def test_every_package_is_published() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert packages_on_disk() == set(config["packages"])
+    assert len(config["packages"]) == len(set(config["packages"]))
+
+
+@pytest.mark.parametrize("module", ["chita_opt", "chita_opt.cli"])
+def test_starts_without_heavy_imports(module: str) -> None:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:  # no such folder, or one without __init__.py
+        pytest.skip(f"{module} does not exist")
+    code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "source, module",
+    [
+        ("from chita_opt.nn import prune", "chita_opt.exact.tree"),
+        ("def f():\n    from chita_opt.solution import Solution", "chita_opt.problem"),
+        ("from ..formulations import perspective", "chita_opt.heuristics.iht"),
+        ("import chita_opt.heuristics.iht", "chita_opt.formulations.master"),
+        ("from chita_opt import heuristics", "chita_opt.formulations.master"),
+        ("from chita_opt import Problem", "chita_opt.bounds.dual"),
+        ("if TYPE_CHECKING:\n    from chita_opt.certify import Certificate", "chita_opt.exact"),
+        ("import_module('chita_opt.nn.prune')", "chita_opt.certify"),
+        ("from formulations import perspective", "chita_opt.exact.tree"),
+    ],
+)
+def test_a_wrong_import_is_seen(source: str, module: str) -> None:
+    assert wrong_imports(source, module)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_a_pickle_is_seen(source: str) -> None:
+    assert pickles(source)
+
+
+def test_allowed_sources_pass() -> None:
+    source = "from ..problem import Problem\nfrom .base import Method\nimport numpy as np"
+    assert not wrong_imports(source, "chita_opt.heuristics.iht")
+    assert not wrong_imports("from .iht import iht", "chita_opt.heuristics", is_package=True)
+    assert not pickles("torch.load(p, weights_only=True)\nnp.load(p, allow_pickle=False)")
