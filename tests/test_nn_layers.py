@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chita_opt.errors import LayerError
-from chita_opt.nn.layers import LayerMap, LayerSlice, select_layers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
+
+from chita_opt.errors import LayerError
+from chita_opt.nn.layers import LayerMap, LayerSlice, select_layers
 
 
 class ConvNet(nn.Module):

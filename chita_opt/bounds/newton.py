@@ -22,7 +22,7 @@ from chita_opt.curvature.factors import BlockFactor, ColumnFactor, Factor, RowFa
 
 Map = Callable[[Tensor], Tensor]
 
-_SAFE_SINGLE = 1e3  # trace of the centred part up to which float32 products are accurate enough
+_SAFE_SINGLE = 1e5  # trace of the centred part up to which float32 products are accurate enough
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,7 +142,7 @@ def maximise_dual(
     If ``z`` is a mask, ``on_point(w, objective)`` is told the minimiser on it.
     """
     system = newton_system(factor, options.memory_limit)
-    dual = _Dual(factor, part, supports, factor.forward(part.w_bar, exact=True), _constant(part))
+    dual = _Dual(factor, part, supports, factor.forward(part.w_bar), _constant(part))
     if r is None:
         r = _solve_at(dual, system, z)
     c = dual.pull(r)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK = 4096  # columns converted to float64 at a time
+_BLOCK = 4096  # columns in one float32 product
+_MIXED = 512  # columns converted to float64 at a time: few enough to stay in cache
 
 
 class Factor(ABC):
@@ -74,9 +75,10 @@ class ColumnFactor(Factor):
         out = torch.zeros(self.dual_size, dtype=torch.float64, device=x.device)
         if not exact and index is None:
             return (x.to(self.columns.dtype) @ self.columns).double() * self.root
-        for i in range(0, count, _BLOCK):
-            part = self.block(index, i)
-            v = x[i : i + _BLOCK] if index is None else x[index[i : i + _BLOCK]]
+        step = _MIXED if exact else _BLOCK
+        for i in range(0, count, step):
+            part = self.block(index, i, step)
+            v = x[i : i + step] if index is None else x[index[i : i + step]]
             out += v @ part.double() if exact else (v.to(part.dtype) @ part).double()
         return out * self.root
 
@@ -85,22 +87,24 @@ class ColumnFactor(Factor):
         if not exact:
             return (self.columns @ r.to(self.columns.dtype)).double() * self.root
         out = torch.empty(self.size, dtype=torch.float64, device=r.device)
-        for i in range(0, self.size, _BLOCK):
-            out[i : i + _BLOCK] = self.columns[i : i + _BLOCK].double() @ r
+        for i in range(0, self.size, _MIXED):
+            out[i : i + _MIXED] = self.columns[i : i + _MIXED].double() @ r
         return out * self.root
 
-    def adjoint_at(self, index: Tensor, r: Tensor) -> Tensor:
-        """``sqrt(scale) A' r`` for the given columns, exact."""
+    def adjoint_at(self, index: Tensor, r: Tensor, *, exact: bool = True) -> Tensor:
+        """``sqrt(scale) A' r`` for the given columns."""
         out = torch.empty(len(index), dtype=torch.float64, device=r.device)
-        for i in range(0, len(index), _BLOCK):
-            out[i : i + _BLOCK] = self.block(index, i).double() @ r
+        v = r if exact else r.to(self.columns.dtype)
+        for i in range(0, len(index), _MIXED):
+            part = self.block(index, i, _MIXED)
+            out[i : i + _MIXED] = (part.double() if exact else part) @ v
         return out * self.root
 
-    def block(self, index: Tensor | None, start: int) -> Tensor:
-        """Rows ``start … start + block`` of the (selected) column store."""
+    def block(self, index: Tensor | None, start: int, count: int = _BLOCK) -> Tensor:
+        """Rows ``start … start + count`` of the (selected) column store."""
         if index is None:
-            return self.columns[start : start + _BLOCK]
-        return self.columns.index_select(0, index[start : start + _BLOCK])
+            return self.columns[start : start + count]
+        return self.columns.index_select(0, index[start : start + count])
 
     def gram(self, index: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Tensor:
         r"""``sum_j weights_j f_j f_j'`` over the selected columns, (n, n) float64.
@@ -122,8 +126,8 @@ class ColumnFactor(Factor):
     def column_norms(self) -> Tensor:
         """Squared column norms times the scale."""
         out = torch.empty(self.size, dtype=torch.float64, device=self.columns.device)
-        for i in range(0, self.size, _BLOCK):
-            out[i : i + _BLOCK] = self.columns[i : i + _BLOCK].double().square().sum(1)
+        for i in range(0, self.size, _MIXED):
+            out[i : i + _MIXED] = self.columns[i : i + _MIXED].double().square().sum(1)
         return out * self.scale
 
 

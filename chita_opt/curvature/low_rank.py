@@ -97,7 +97,7 @@ class LowRank(Curvature):
     ) -> Tensor:
         """``sqrt(scale) A' r``: half a pass, or only the columns at ``index``."""
         if index is not None:
-            return self._factor.adjoint_at(index, image)
+            return self._factor.adjoint_at(index, image, exact=exact)
         return self._factor.adjoint(image, exact=exact)
 
     def energy(self, image: Tensor) -> float:

@@ -14,6 +14,7 @@ exact to float64 at any ridge, at the cost of a few passes over the kept columns
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ class WoodburySupport(SupportSolver):
     gram: Tensor
     L: Tensor
     weights: Tensor
-    pull: Tensor
+    r: Tensor
     value: float
+    exact: bool
 
     @classmethod
     def solve(
@@ -69,11 +71,17 @@ class WoodburySupport(SupportSolver):
                 L = _factorise(factor.gram(S, inverse, exact=True))
                 r = torch.cholesky_solve(rhs[:, None], L).squeeze(1)
                 r, _ = _refine(factor, S, inverse, L, rhs, r)
-        pull = part.rho * part.w_bar - part.g - factor.adjoint(r, exact=exact)
-        weights = torch.where(mask, pull / part.rho, torch.zeros_like(pull))
-        step = weights - part.w_bar
-        value = 0.5 * float(r @ r) + part.value(step)
-        return cls(factor, part, mask, G, L, weights, pull, value)
+        weights = torch.zeros_like(part.w_bar)
+        kept = part.rho * part.w_bar - part.g
+        weights[S] = (kept[S] - factor.adjoint_at(S, r, exact=exact)) * inverse
+        value = 0.5 * float(r @ r) + part.value(weights - part.w_bar)
+        return cls(factor, part, mask, G, L, weights, r, value, exact)
+
+    @cached_property
+    def pull(self) -> Tensor:  # type: ignore[override]
+        """``rho w_bar - g - F' r``, half a pass, on first use."""
+        part = self.part
+        return part.rho * part.w_bar - part.g - self.factor.adjoint(self.r, exact=self.exact)
 
     def moved(self, mask: Tensor) -> WoodburySupport:
         """The minimiser on another support; the Gram matrix is updated by changed columns."""

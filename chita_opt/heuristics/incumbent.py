@@ -70,26 +70,25 @@ class Incumbent:
         The exact solve replaces the incumbent's weights only where its recomputed objective is
         lower. ``solver`` is an exact solver already at hand for that support.
         """
-        w = self.w
+        w, value = self.w, self.value
         if backsolve and not (self.interrupted and solver is None and self.clock.expired):
             mask = w != 0
             if solver is None or not bool((solver.mask == mask).all()):
                 solver = self.problem.curvature.support_solver(self.problem.separable, mask)
-            exact = solver.weights
-            if self.problem.objective(exact) <= self.problem.objective(w):
-                w = exact
+            # a tie within rounding goes to the exact weights: theirs is the float64 value
+            if solver.value <= value + 1e-5 * abs(value):
+                w, value = solver.weights, solver.value
+            elif self.problem.objective(solver.weights) <= self.problem.objective(w):
+                w, value = solver.weights, solver.value
         if self.interrupted:
             status = Status.INTERRUPTED
         elif self.clock.expired and status is not Status.FEASIBLE:
             status = Status.TIME_LIMIT
-        solution = Solution(
+        self.clock.record(value)
+        return Solution(
             self.problem, w, method, status, self.clock.elapsed, self.clock.trace,
             dict(stats or {}), dict(warm or {}),
         )  # fmt: skip
-        self.clock.record(solution.objective)
-        object.__setattr__(solution, "trace", self.clock.trace)
-        object.__setattr__(solution, "seconds", self.clock.elapsed)
-        return solution
 
 
 def check_start(problem: Problem, start: Solution) -> None:

@@ -20,7 +20,7 @@ from chita_opt.heuristics.incumbent import Incumbent, keep_scores
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
-from chita_opt.solution import Solution, Status
+from chita_opt.solution import Clock, Solution, Status
 
 
 def relax_round(
@@ -96,7 +96,7 @@ def _relax(
         problem.supports,
         scale=tail if bool(problem.g.any()) else 0.0,
         options=options,
-        clock=best.clock,
+        clock=Clock(best.clock.remaining),
         z=mask.double(),
         on_point=lambda w, value: best.offer(w, value),
     )

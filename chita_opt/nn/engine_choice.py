@@ -20,6 +20,7 @@ from chita_opt.nn.row_engines import (
 )
 
 PROBE_ROWS = 2
+_PROBE_SAMPLES = 2
 _AGREEMENT = 1e-5
 
 
@@ -42,31 +43,37 @@ class EngineChoice:
     reason: str
 
 
-def choose_engine(loss: RowLoss, x: Tensor, y: Tensor, rows: int) -> EngineChoice:
+def choose_engine(loss: RowLoss, x: Tensor, y: Tensor, samples: int) -> EngineChoice:
     """Compare the engines with plain autograd on a few rows and pick the fastest right one.
+
+    Two samples a row are enough for the comparison, and keep its memory small.
 
     Parameters
     ----------
     loss : RowLoss
         The loss to differentiate.
     x, y : Tensor
-        Samples of the first ``rows`` rows.
-    rows : int
-        Number of rows; two or more show whether samples influence each other.
+        Samples of the first rows; two rows or more show whether samples influence each other.
+    samples : int
+        Samples per row.
     """
+    x = x.unflatten(0, (-1, samples))[:, :_PROBE_SAMPLES]
+    y = y.unflatten(0, (-1, samples))[:, :_PROBE_SAMPLES]
     try:
-        return _compared(loss.double(), in_double(x), in_double(y), rows, shrink=2)
+        return _compared(loss.double(), in_double(x), in_double(y), samples)
     except (RuntimeError, TypeError):
         # A model that insists on its precision; any other fault shows again here.
-        return _compared(loss, x, y, rows, shrink=1)
+        return _compared(loss, x, y, samples)
 
 
-def _compared(loss: RowLoss, x: Tensor, y: Tensor, rows: int, *, shrink: int) -> EngineChoice:
+def _compared(loss: RowLoss, x: Tensor, y: Tensor, samples: int) -> EngineChoice:
+    rows, tried = x.shape[:2]
+    x, y = x.flatten(0, 1), y.flatten(0, 1)
     reference = torch.empty(loss.layer_map.size, rows, device=x.device)
     loop = LoopRows(loss)
     with counting_saved_bytes({**loss.fixed, **loop.leaves}) as saved:
         loop.rows_(x, y, reference)
-    per_row = max(1, (saved[0] + 2 * x.nbytes) // (rows * shrink))
+    per_sample = max(1, (saved[0] + 2 * x.nbytes) // (rows * tried))  # an upper estimate in double
     reasons: list[str] = []
     for make in (OuterProducts, VmapRows):
         candidate = torch.zeros_like(reference)
@@ -82,9 +89,9 @@ def _compared(loss: RowLoss, x: Tensor, y: Tensor, rows: int, *, shrink: int) ->
             continue
         apart = _disagreement(candidate, reference, loss.layer_map)
         if apart is None:
-            return EngineChoice(make, engine.row_bytes(per_row), "; ".join(reasons))
+            return EngineChoice(make, engine.row_bytes(per_sample, samples), "; ".join(reasons))
         reasons.append(f"{make.path} differ from autograd: {apart}")
-    return EngineChoice(LoopRows, loop.row_bytes(per_row), "; ".join(reasons))
+    return EngineChoice(LoopRows, loop.row_bytes(per_sample, samples), "; ".join(reasons))
 
 
 def _disagreement(candidate: Tensor, reference: Tensor, layer_map: LayerMap) -> str | None:

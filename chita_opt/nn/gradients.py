@@ -139,7 +139,7 @@ def gradient_rows(
         loss = RowLoss(model, loss_fn, layer_map)
         device = model_device(model)
         x, y = (part.to(device) for part in source.first(PROBE_ROWS))
-        choice = choose_engine(loss, x, y, len(x) // source.batch_size)
+        choice = choose_engine(loss, x, y, source.batch_size)
         if choice.reason:
             _log.info("gradient rows by %s: %s", choice.make.path, choice.reason)
         work = _WORK_BYTES

@@ -24,9 +24,9 @@ class OuterProducts:
 
     For a layer :math:`Y = X W^\top` that is called once, the gradient of the mean loss of the m
     samples of a row is :math:`\nabla_W = \frac1m \sum_s \delta_s x_s^\top`, with :math:`x_s` the
-    layer's input and :math:`\delta_s` the derivative of sample s's own loss by the layer's output.
-    One backward pass gives every :math:`\delta_s`, as samples do not touch each other in eval
-    mode. A convolution is the same over the windows of its input.
+    layer's input and :math:`\frac1m \delta_s` the derivative of the row's loss by the layer's
+    output for sample s. One backward pass gives every :math:`\delta_s`, as samples do not touch
+    each other in eval mode. A convolution is the same over the windows of its input.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class OuterProducts:
         self._modules: dict[str, nn.Module] = {}
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, list[Tensor]] = {}
-        self._largest_step = 0  # bytes of one row's windows, over the layers seen
+        self._window_bytes = 0  # of one sample, in the layer seen where they are most
         for item in loss.layer_map:
             self._modules[item.module_name] = self._checked(item)
 
@@ -51,10 +51,9 @@ class OuterProducts:
         rows = block.shape[1]
         try:
             with torch.enable_grad():
-                loss = self._recorded_loss(x, y)
-            # d(rows * mean over all)/d output = 1/m times the sample's own derivative.
+                losses = self._recorded_losses(x, y, rows)
             grads = torch.autograd.grad(
-                loss * rows,
+                losses.sum(),
                 [out for outs in self._outputs.values() for out in outs],
                 materialize_grads=True,
             )
@@ -63,15 +62,16 @@ class OuterProducts:
                 self._write(item, deltas[item.module_name], block[item.start : item.stop])
         finally:
             self._inputs, self._outputs = {}, {}
-        return float(loss.detach())
+        return float(losses.detach().mean())
 
-    def row_bytes(self, saved: int) -> int:
+    def row_bytes(self, saved: int, samples: int) -> int:
         """Estimate the working memory of one row; see :class:`chita_opt.nn.row_engines.Engine`.
 
         The inputs and outputs of the layers are held on top of what the graph saves. Windows and
         products are made for a few rows at a time, so for one row at least.
         """
-        return 5 * saved + self._largest_step + 4 * max(self._loss.layer_map.sizes)
+        one_product = 8 * max(self._loss.layer_map.sizes)
+        return (5 * saved + self._window_bytes) * samples + one_product
 
     def _checked(self, item: LayerSlice) -> nn.Module:
         module = self._loss.model.get_submodule(item.module_name)
@@ -84,7 +84,9 @@ class OuterProducts:
             raise NotApplicable(f"{item.name} is {dtype}")
         return module
 
-    def _recorded_loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _recorded_losses(self, x: Tensor, y: Tensor, rows: int) -> Tensor:
+        """Run the model once, noting inputs and outputs of the layers; return a loss per row."""
+
         def recorder(name: str) -> Any:
             def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
                 self._inputs[name] = (args[0] if args else kwargs["input"]).detach()
@@ -100,7 +102,7 @@ class OuterProducts:
             for name, module in self._modules.items()
         ]
         try:
-            loss = self._loss(self._loss.selected, x, y)
+            output = self._loss.output(self._loss.selected, x)
         finally:
             for handle in handles:
                 handle.remove()
@@ -108,7 +110,12 @@ class OuterProducts:
             calls = len(self._outputs.get(name, ()))
             if calls != 1:
                 raise NotApplicable(f"{name} is called {calls} times in a forward pass")
-        return loss
+        if not isinstance(output, Tensor) or len(output) != len(x):
+            raise NotApplicable("the model's output is not a tensor with one sample per index")
+        # Row by row, as the mean of a loss with class weights or ignored targets is not the mean
+        # of its parts.
+        parts = zip(output.chunk(rows), y.chunk(rows), strict=True)
+        return torch.stack([self._loss.of(part, target) for part, target in parts])
 
     def _write(self, item: LayerSlice, delta: Tensor, block: Tensor) -> None:
         """Write the columns of one parameter."""
@@ -135,11 +142,11 @@ class OuterProducts:
             step = max(16, _SCRATCH_BYTES // (4 * weights))  # 16: a cache line of each column
         else:
             product = _conv_product
-            outputs = module.get_parameter("weight").shape[0]
-            places = delta.numel() // (rows * outputs)
-            row_bytes = 4 * weights + x.element_size() * places * (outputs + weights // outputs)
-            self._largest_step = max(self._largest_step, row_bytes)
-            step = max(1, _SCRATCH_BYTES // row_bytes)
+            samples, outputs = x.shape[1], module.get_parameter("weight").shape[0]
+            places = delta[0, 0].numel() // outputs
+            windows = x.element_size() * places * (outputs + weights // outputs)
+            self._window_bytes = max(self._window_bytes, windows)
+            step = max(1, _SCRATCH_BYTES // (samples * windows + 4 * weights))
         for start in range(0, rows, step):
             part = slice(start, start + step)
             block[:, part].copy_(product(module, x[part], delta[part]).reshape(-1, weights).t())
