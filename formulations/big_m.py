@@ -10,9 +10,9 @@ w (p,) weights, z (p,) indicators (1 keeps), r (m,) the image of the displacemen
 of the family, which must hold no other binary point (true of all built-in families).
 
 Strength: that of M. The continuous relaxation proves nothing (zero, without a linear term) once
-:math:`z_j=|\bar w_j|/M_j` fits in the family; the perspective relaxation with the rows of M added is
-at least as strong. A guessed M that is too small makes the answer wrong without a sign, so M has no
-default: give one that is known, or :func:`proven_big_m`.
+:math:`z_j=|\bar w_j|/M_j` fits in the family; the perspective relaxation with the rows of M added
+is at least as strong. A guessed M that is too small makes the answer wrong without a sign, so M has
+no default: give one that is known, or :func:`proven_big_m`.
 
 Size: 2p + m variables, p of them binary, m + 2p rows and those of G.
 
@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt.curvature.cholesky import CholeskySupport
@@ -44,7 +44,8 @@ def proven_big_m(problem: Problem, upper: float) -> Tensor:
     At the unconstrained minimiser :math:`\hat w` (that is :math:`\bar w` without a linear term),
     :math:`f(w)=f(\hat w)+\tfrac12(w-\hat w)^\top H(w-\hat w)`, so :math:`f(w)\le U` implies
 
-    .. math:: |w_j-\hat w_j|\le\sqrt{2\,(U-f(\hat w))\,[H^{-1}]_{jj}},\qquad H=C+\mathrm{diag}(\rho).
+    .. math:: |w_j-\hat w_j|\le\sqrt{2\,(U-f(\hat w))\,[H^{-1}]_{jj}},
+              \qquad H=C+\mathrm{diag}(\rho).
 
     The numerical :math:`\hat w` need not be exact: its remaining gradient :math:`\nabla` widens the
     ellipsoid from :math:`\sqrt{2\Delta}` to :math:`t+\sqrt{t^2+2\Delta}`,
@@ -75,6 +76,7 @@ def proven_big_m(problem: Problem, upper: float) -> Tensor:
             f"upper is {upper}; no weights go below the dense minimum {upper - slack:.12g}. "
             "Give the objective of a feasible solution"
         )
+    slack += 1e-12 * (abs(upper) + abs(upper - slack))  # rounding of both objectives
     rest = problem.gradient(dense.weights)
     t = torch.linalg.solve_triangular(dense.L, rest[:, None], upper=False).norm()
     radius = t + (t.square() + 2.0 * slack).sqrt()
@@ -137,7 +139,7 @@ def big_m_miqp(problem: Problem, big_m: float | Tensor) -> pyo.ConcreteModel:
     return model
 
 
-def _row(matrix: np.ndarray, i: int) -> list[tuple[int, float]]:
+def _row(matrix: csr_array, i: int) -> list[tuple[int, float]]:
     """(column, value) pairs of one sparse row."""
     span = slice(matrix.indptr[i], matrix.indptr[i + 1])
     return list(zip(matrix.indices[span].tolist(), matrix.data[span].tolist(), strict=True))

@@ -6,14 +6,13 @@ r"""The perspective relaxation as a conic program.
     \text{s.t. } & w_j^2\le s_jz_j\ (s_j\ge0),\qquad Gz\le h,\qquad 0\le z\le1
 
 w (p,) weights, z (p,) indicators (1 keeps), s (p,) the squares' epigraph;
-:math:`F^\top F=C-\mathrm{diag}(e)` with F (m, p), :math:`d=\rho+e>0`, :math:`\bar w, g, \rho` of the
-problem; :math:`Gz\le h` the rows of the family. With :math:`z_j` binary, :math:`s_j=w_j^2` and the
-value is the problem's.
+:math:`F^\top F=C-\mathrm{diag}(e)` with F (m, p), :math:`d=\rho+e>0`, :math:`\bar w, g, \rho` of
+the problem; :math:`Gz\le h` the rows of the family. With :math:`z_j` binary, :math:`s_j=w_j^2` and
+the value is the problem's.
 
 Strength: the convex hull of every :math:`\{(w_j,z_j,s_j)\}` without an M; it grows with d, and so
-with the split e. Where the rows describe the convex hull of the family (all
-built-in families), its value is the best that :func:`chita_opt.dual_bound` can prove with the same
-split.
+with the split e. Where the rows describe the convex hull of the family (all built-in families), its
+value is the best that :func:`chita_opt.dual_bound` can prove with the same split.
 
 Size: 3p variables, p three-dimensional cones, the rows of G, and m rows of F in the objective (m =
 n for n gradients, however large p is).

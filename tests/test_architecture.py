@@ -22,13 +22,14 @@ ORDER = {
     "curvature": 2,
     "problem": 3,
     "solution": 4,
-    "bounds": 5,
-    "heuristics": 6,
-    "formulations": 6,
-    "exact": 7,
-    "certify": 8,
-    "nn": 9,
-    "cli": 10,
+    "instances": 5,
+    "bounds": 6,
+    "heuristics": 7,
+    "formulations": 7,
+    "exact": 8,
+    "certify": 9,
+    "nn": 10,
+    "cli": 11,
 }
 HEAVY = ("torch", "pyomo", "cvxpy", "matplotlib")
 MAX_LINES = 400

@@ -18,10 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chita_opt.curvature.factors import BlockFactor, ColumnFactor, Factor, RowFactor
+from chita_opt.curvature.factors import (
+    BlockFactor,
+    ColumnFactor,
+    Factor,
+    RowFactor,
+    symmetric_product,
+)
+from chita_opt.curvature.sample_system import SampleSystem
+from chita_opt.errors import CurvatureError
 
 Map = Callable[[Tensor], Tensor]
 
+_STALE = 0.1  # change of z / d, relative to its largest value, that the Gram matrix ignores
 _SAFE_SINGLE = 1e5  # trace of the centred part up to which float32 products are accurate enough
 
 
@@ -91,7 +100,8 @@ class SampleSpaceNewton(NewtonSystem):
         n, device = factor.dual_size, factor.columns.device
         self.gram = torch.zeros(n, n, dtype=torch.float64, device=device)
         self.held = torch.zeros(factor.size, dtype=torch.float64, device=device)
-        self.L: Tensor | None = None
+        self.single = factor.columns.dtype == torch.float32
+        self.system: SampleSystem | None = None
         self.columns_read = 0
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
@@ -101,29 +111,37 @@ class SampleSpaceNewton(NewtonSystem):
         M.diagonal().add_(1.0)
         if free is not None and len(free.index):
             X = self._centred(free)
-            full = torch.addmm(M, X.T, X) if X.dtype == M.dtype else M + (X.T @ X).double()
-            self.L, info = torch.linalg.cholesky_ex(full)
-            if int(info) == 0:
-                return True
-        self.L = torch.linalg.cholesky(M)
-        return free is None or not len(free.index)
+            full = M.add_(symmetric_product(X, X))
+            try:
+                self.system = SampleSystem(full, single=self.single)
+            except CurvatureError:
+                M = self.gram.clone()
+                M.diagonal().add_(1.0)
+                self.system = SampleSystem(M, single=self.single)
+                return False
+            return True
+        self.system = SampleSystem(M, single=self.single)
+        return True
 
     def solve(self, rhs: Tensor) -> Tensor:
-        """Two triangular solves."""
-        assert self.L is not None
-        return torch.cholesky_solve(rhs[:, None], self.L).squeeze(1)
+        """Two triangular solves, refined where the factor is float32."""
+        assert self.system is not None
+        return self.system.solve(rhs)
 
     def _update(self, weights: Tensor) -> None:
         change = weights - self.held
-        moved = (change.abs() > 1e-12 * weights.abs().max()).nonzero().squeeze(1)
+        # small changes may wait: M only steers the step, which is searched exactly
+        moved = (change.abs() > _STALE * weights.abs().max()).nonzero().squeeze(1)
         used = weights.nonzero().squeeze(1)
         if len(moved) >= len(used):
             self.gram = self.factor.gram(used, weights[used])
+            self.held = weights.clone()
             self.columns_read += len(used)
-        elif len(moved):
+            return
+        if len(moved):
             self.gram += self.factor.gram(moved, change[moved])
+            self.held = self.held.index_copy(0, moved, weights[moved])
             self.columns_read += len(moved)
-        self.held = weights.clone()
 
     def _centred(self, free: FreePart) -> Tensor:
         """Rows sqrt(h_j) (x_j - mean of its pool); pools of one weight vanish."""

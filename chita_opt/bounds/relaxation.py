@@ -188,7 +188,7 @@ def _newton_steps(dual, system, prox, state, scale, options, clock) -> float:  #
         small = options.tol * size
         if _finished(state, slope, small, options, clock):
             break
-        if step == 0.0 or slope < 0.05 * max(value - state.best, small):
+        if step == 0.0 or slope < 0.5 * max(value - state.best, small):
             break
     state.z, prox.warm = inner.z, inner.multipliers
     return shortest
@@ -233,8 +233,8 @@ def _free_part(dual, prox, state, inner) -> FreePart:  # type: ignore[no-untyped
 
 
 def _shrink(shortest: float) -> float:
-    """Full steps allow a fifth of the smoothing; shortened ones less, short ones none."""
-    return 0.2 if shortest >= 0.99 else 0.2**0.5 if shortest >= 0.24 else 1.0
+    """Full steps allow a tenth of the smoothing; shortened ones less, short ones none."""
+    return 0.1 if shortest >= 0.99 else 0.1**0.5 if shortest >= 0.24 else 1.0
 
 
 def _constant(part: SeparablePart) -> float:

@@ -68,7 +68,7 @@ class ColumnFactor(Factor):
 
     def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """``sqrt(scale) A x``; reads the columns of non-zero entries only."""
-        index = x.nonzero().squeeze(1)
+        index: Tensor | None = x.nonzero().squeeze(1)
         if len(index) > 0.7 * self.size:
             index = None
         count = self.size if index is None else len(index)
@@ -120,7 +120,7 @@ class ColumnFactor(Factor):
             left = part
             if weights is not None:
                 left = part * weights[i : i + _BLOCK].to(part.dtype)[:, None]
-            G += left.T @ part
+            G += symmetric_product(left, part)
         return G.mul_(self.scale)
 
     def column_norms(self) -> Tensor:
@@ -203,6 +203,23 @@ class BlockFactor(Factor):
     def column_norms(self) -> Tensor:
         """Part by part."""
         return torch.cat([f.column_norms() for f in self.parts])
+
+
+def symmetric_product(left: Tensor, right: Tensor, halvings: int = 2) -> Tensor:
+    """``left' right`` where that is known to be symmetric, at about two thirds of the work.
+
+    Blocks below the diagonal are copied from those above it.
+    """
+    n = right.shape[1]
+    if n < 256 or not halvings:
+        return left.T @ right
+    h = n // 2
+    G = torch.empty(n, n, dtype=right.dtype, device=right.device)
+    G[:h, :h] = symmetric_product(left[:, :h], right[:, :h], halvings - 1)
+    G[h:, h:] = symmetric_product(left[:, h:], right[:, h:], halvings - 1)
+    torch.mm(left[:, :h].T, right[:, h:], out=G[:h, h:])
+    G[h:, :h] = G[:h, h:].T
+    return G
 
 
 def eigen_factor(H: Tensor) -> Tensor:

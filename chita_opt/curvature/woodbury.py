@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature.base import SeparablePart, SupportSolver
-from chita_opt.curvature.cholesky import cholesky
 from chita_opt.curvature.factors import ColumnFactor
+from chita_opt.curvature.sample_system import SampleSystem
 from chita_opt.errors import CurvatureError
 
 _TOLERANCE = 1e-13  # relative residual of the exact solve
@@ -30,13 +30,18 @@ _MAX_REFINEMENTS = 12
 
 @dataclass(frozen=True, eq=False)
 class WoodburySupport(SupportSolver):
-    """Minimiser on S, the Gram matrix of its columns and the Cholesky factor of M."""
+    """Minimiser on S, the Gram matrix of its columns and the factored system.
+
+    ``rhs`` is the right-hand side at the precision of the solve, so that a neighbouring support's
+    can be had from the changed columns alone.
+    """
 
     factor: ColumnFactor
     part: SeparablePart
     mask: Tensor
     gram: Tensor
-    L: Tensor
+    rhs: Tensor
+    system: SampleSystem
     weights: Tensor
     r: Tensor
     value: float
@@ -51,8 +56,9 @@ class WoodburySupport(SupportSolver):
         *,
         exact: bool = True,
         gram: Tensor | None = None,
+        rhs: Tensor | None = None,
     ) -> WoodburySupport:
-        """Form M (or take the Gram matrix ``gram`` of this support) and solve."""
+        """Form M and the right-hand side, or take those given, and solve."""
         if float(part.rho.min()) <= 0.0:
             raise CurvatureError(
                 f"rho is {float(part.rho.min())} for some weight; {int(mask.sum())} weights on "
@@ -61,21 +67,21 @@ class WoodburySupport(SupportSolver):
         S = mask.nonzero().squeeze(1)
         inverse = 1.0 / part.rho[S]
         G = factor.gram(S, inverse) if gram is None else gram
-        L = _factorise(G)
-        x = torch.where(mask, -part.g / part.rho, -part.w_bar)
-        rhs = factor.forward(x, exact=exact)
-        r = torch.cholesky_solve(rhs[:, None], L).squeeze(1)
-        if exact and factor.columns.dtype != torch.float64:
-            r, converged = _refine(factor, S, inverse, L, rhs, r)
+        single = factor.columns.dtype == torch.float32
+        system = _system(G, single=single)
+        if rhs is None or exact:
+            rhs = factor.forward(torch.where(mask, -part.g / part.rho, -part.w_bar), exact=exact)
+        r = system.solve(rhs)
+        if exact and single:
+            r, converged = _refine(factor, S, inverse, system, rhs, r)
             if not converged:  # float32 products are too coarse for this ridge
-                L = _factorise(factor.gram(S, inverse, exact=True))
-                r = torch.cholesky_solve(rhs[:, None], L).squeeze(1)
-                r, _ = _refine(factor, S, inverse, L, rhs, r)
+                system = _system(factor.gram(S, inverse, exact=True), single=False)
+                r, _ = _refine(factor, S, inverse, system, rhs, system.solve(rhs))
         weights = torch.zeros_like(part.w_bar)
-        kept = part.rho * part.w_bar - part.g
-        weights[S] = (kept[S] - factor.adjoint_at(S, r, exact=exact)) * inverse
+        kept = part.rho[S] * part.w_bar[S] - part.g[S]
+        weights[S] = (kept - factor.adjoint_at(S, r, exact=exact)) * inverse
         value = 0.5 * float(r @ r) + part.value(weights - part.w_bar)
-        return cls(factor, part, mask, G, L, weights, r, value, exact)
+        return cls(factor, part, mask, G, rhs, system, weights, r, value, exact)
 
     @cached_property
     def pull(self) -> Tensor:  # type: ignore[override]
@@ -84,16 +90,15 @@ class WoodburySupport(SupportSolver):
         return part.rho * part.w_bar - part.g - self.factor.adjoint(self.r, exact=self.exact)
 
     def moved(self, mask: Tensor) -> WoodburySupport:
-        """The minimiser on another support; the Gram matrix is updated by changed columns."""
-        added = (mask & ~self.mask).nonzero().squeeze(1)
-        dropped = (self.mask & ~mask).nonzero().squeeze(1)
-        changed = torch.cat([added, dropped])
-        sign = torch.cat([torch.ones(len(added)), -torch.ones(len(dropped))]).to(changed.device)
-        if len(changed) >= int(mask.sum()):
-            return WoodburySupport.solve(self.factor, self.part, mask, exact=False)
-        change = self.factor.gram(changed, sign.double() / self.part.rho[changed])
-        gram = self.gram + change
-        return WoodburySupport.solve(self.factor, self.part, mask, exact=False, gram=gram)
+        """The minimiser on another support, from the columns that changed."""
+        part = self.part
+        change = mask.double() - self.mask.double()
+        index = change.nonzero().squeeze(1)
+        if len(index) >= int(mask.sum()):
+            return WoodburySupport.solve(self.factor, part, mask, exact=False)
+        gram = self.gram + self.factor.gram(index, change[index] / part.rho[index])
+        rhs = self.rhs + self.factor.forward(change * (part.w_bar - part.g / part.rho))
+        return WoodburySupport.solve(self.factor, part, mask, exact=False, gram=gram, rhs=rhs)
 
     def polished(self) -> WoodburySupport:
         """The same support solved to float64, reusing the Gram matrix."""
@@ -120,17 +125,22 @@ class WoodburySupport(SupportSolver):
 
     def _half(self, index: Tensor) -> Tensor:
         columns = self.factor.columns.index_select(0, index).T * self.factor.root
-        return torch.linalg.solve_triangular(self.L.to(columns.dtype), columns, upper=False)
+        return self.system.half(columns)
 
 
-def _factorise(gram: Tensor) -> Tensor:
+def _system(gram: Tensor, *, single: bool) -> SampleSystem:
     M = gram.clone()
     M.diagonal().add_(1.0)
-    return cholesky(M, "I + F_S F_S' / rho")
+    return SampleSystem(M, single=single)
 
 
 def _refine(
-    factor: ColumnFactor, S: Tensor, inverse: Tensor, L: Tensor, rhs: Tensor, r: Tensor
+    factor: ColumnFactor,
+    S: Tensor,
+    inverse: Tensor,
+    system: SampleSystem,
+    rhs: Tensor,
+    r: Tensor,
 ) -> tuple[Tensor, bool]:
     """Preconditioned conjugate gradients on M r = rhs with float64 products."""
     part = ColumnFactor(factor.columns.index_select(0, S), factor.scale)
@@ -140,7 +150,7 @@ def _refine(
 
     residual = rhs - apply(r)
     target = _TOLERANCE * float(rhs.norm())
-    z = torch.cholesky_solve(residual[:, None], L).squeeze(1)
+    z = system.precondition(residual)
     direction, rz = z, float(residual @ z)
     for _ in range(_MAX_REFINEMENTS):
         if float(residual.norm()) <= target:
@@ -148,7 +158,7 @@ def _refine(
         Md = apply(direction)
         step = rz / float(direction @ Md)
         r, residual = r + step * direction, residual - step * Md
-        z = torch.cholesky_solve(residual[:, None], L).squeeze(1)
+        z = system.precondition(residual)
         new = float(residual @ z)
         direction, rz = z + (new / rz) * direction, new
     return r, float(residual.norm()) <= 1e3 * target

@@ -40,7 +40,7 @@ class SearchOptions:
     candidates: int = 600
     max_rounds: int = 20
     max_swaps: int = 2000
-    tol: float = 1e-7
+    tol: float = 1e-6
 
 
 def local_search(
@@ -136,7 +136,7 @@ def exchange_round(
     fixed[chosen] = False
     base = solver.moved(fixed)
     tableau = Tableau(base.reduced(chosen), base.pull[chosen], mask[chosen])
-    swaps = swap_down(problem, tableau, chosen, fixed, options, clock)
+    swaps = swap_down(problem, tableau, chosen, fixed, options, clock, solver.value)
     if swaps == 0:
         return None
     target = fixed.clone()
@@ -151,11 +151,15 @@ def swap_down(
     fixed: Tensor,
     options: SearchOptions,
     clock: Clock,
+    size: float,
 ) -> int:
-    """Take the best allowed exchange until none lowers the value; the number taken."""
+    """Take the best allowed exchange until none lowers the value; the number taken.
+
+    ``size`` is the objective that ``options.tol`` is relative to.
+    """
     mask = fixed.clone()
     mask[chosen] = tableau.inside
-    floor = options.tol * 1e-2 * max(abs(tableau.value), 1e-300)
+    floor = options.tol * max(abs(size), 1e-300)
     for count in range(options.max_swaps):
         out = tableau.inside.nonzero().squeeze(1)
         into = (~tableau.inside).nonzero().squeeze(1)

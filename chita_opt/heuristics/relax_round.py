@@ -151,7 +151,7 @@ def _random_roundings(
         scores = torch.where(fixed, 10.0, z + 0.6 * noise * free + 1e-3)
         scores = torch.where(fixed | torch.zeros_like(fixed).index_fill(0, index, True), scores, 0.0)
         tableau = Tableau(Q, q, problem.supports.best_support(scores)[index])
-        swap_down(problem, tableau, index, fixed, options, best.clock)
+        swap_down(problem, tableau, index, fixed, options, best.clock, solver.value)
         if base.value + tableau.value < lowest:
             lowest, winner = base.value + tableau.value, tableau.inside.clone()
     if winner is None:

@@ -63,15 +63,18 @@ class Tableau:
         cost = -0.5 * self.u.square() / self.V.diagonal()
         return torch.where(self.inside, cost, torch.inf)
 
-    def best_exchange(self, allowed: Tensor, out: Tensor, into: Tensor) -> tuple[float, int, int]:
-        """Largest decrease over pairs (leave ``out[a]``, enter ``into[b]``) with ``allowed[a, b]``."""
+    def best_exchange(
+        self, allowed: Tensor | None, out: Tensor, into: Tensor
+    ) -> tuple[float, int, int]:
+        """Largest decrease over pairs (leave ``out[a]``, enter ``into[b]``) that are allowed."""
         inverse = -self.V.diagonal()[out]
         ratio = self.u[out] / inverse
-        cross = self.V[out[:, None], into[None, :]]
-        numerator = (self.u[into][None, :] + cross * ratio[:, None]).square()
-        denominator = self.V.diagonal()[into][None, :] + cross.square() / inverse[:, None]
-        change = (0.5 * self.u[out] * ratio)[:, None] - 0.5 * numerator / denominator
-        change = torch.where(allowed, change, torch.inf)
+        cross = self.V.index_select(0, out).index_select(1, into)
+        gain = torch.addcmul(self.u[into][None, :], cross, ratio[:, None]).square_()
+        bend = cross.square_().div_(inverse[:, None]).add_(self.V.diagonal()[into][None, :])
+        change = gain.div_(bend).mul_(-0.5).add_((0.5 * self.u[out] * ratio)[:, None])
+        if allowed is not None:
+            change.masked_fill_(~allowed, torch.inf)
         flat = int(change.argmin())
         a, b = divmod(flat, len(into))
         return float(change[a, b]), int(out[a]), int(into[b])

@@ -59,21 +59,23 @@ def choose_engine(loss: RowLoss, x: Tensor, y: Tensor, samples: int) -> EngineCh
     """
     x = x.unflatten(0, (-1, samples))[:, :_PROBE_SAMPLES]
     y = y.unflatten(0, (-1, samples))[:, :_PROBE_SAMPLES]
+    widened = 8 // next(iter(loss.selected.values())).element_size()
     try:
-        return _compared(loss.double(), in_double(x), in_double(y), samples)
+        return _compared(loss.double(), in_double(x), in_double(y), samples, widened)
     except (RuntimeError, TypeError):
         # A model that insists on its precision; any other fault shows again here.
-        return _compared(loss, x, y, samples)
+        return _compared(loss, x, y, samples, 1)
 
 
-def _compared(loss: RowLoss, x: Tensor, y: Tensor, samples: int) -> EngineChoice:
+def _compared(loss: RowLoss, x: Tensor, y: Tensor, samples: int, widened: int) -> EngineChoice:
+    """Compare in the precision of the arguments, ``widened`` times the bytes of the model's own."""
     rows, tried = x.shape[:2]
     x, y = x.flatten(0, 1), y.flatten(0, 1)
     reference = torch.empty(loss.layer_map.size, rows, device=x.device)
     loop = LoopRows(loss)
     with counting_saved_bytes({**loss.fixed, **loop.leaves}) as saved:
         loop.rows_(x, y, reference)
-    per_sample = max(1, (saved[0] + 2 * x.nbytes) // (rows * tried))  # an upper estimate in double
+    per_sample = max(1, (saved[0] + 2 * x.nbytes) // (rows * tried * widened))
     reasons: list[str] = []
     for make in (OuterProducts, VmapRows):
         candidate = torch.zeros_like(reference)

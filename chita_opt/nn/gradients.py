@@ -26,7 +26,7 @@ _WORK_BYTES = 256 << 20
 _LINE = 16  # float32 numbers in a cache line: chunks that begin on one are written faster
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientRows:
     """Gradient rows at the current weights of a model.
 

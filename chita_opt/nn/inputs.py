@@ -19,7 +19,7 @@ from chita_opt.nn.sampling import input_batches
 _WORK_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerGram:
     r"""Second moment of the vectors that a weight matrix is multiplied with.
 

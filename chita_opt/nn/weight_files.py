@@ -17,12 +17,12 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.nn.data import write_atomically
 from chita_opt.nn.masks import paired_masks
 
-_FORMAT = "chita-opt weights 1"
+WEIGHTS_FORMAT = "chita-opt weights 1"
 _MASK = "mask/"
 _OWN_KEYS = ("chita_opt", "aliases")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SavedWeights:
     """What a file holds.
 
@@ -77,7 +77,7 @@ def save_weights(
     paired_masks(model, masks or {})
     for name, mask in (masks or {}).items():
         tensors[_MASK + name] = mask.detach().to("cpu", torch.bool).contiguous()
-    header = {**notes, "chita_opt": _FORMAT, "aliases": json.dumps(aliases, sort_keys=True)}
+    header = {**notes, "chita_opt": WEIGHTS_FORMAT, "aliases": json.dumps(aliases, sort_keys=True)}
     write_atomically(Path(path), save(tensors, metadata=header))
 
 
@@ -107,8 +107,8 @@ def load_weights(
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file} is not a readable safetensors file: {error}") from error
-    if header.get("chita_opt", _FORMAT) != _FORMAT:
-        raise DataError(f"{file} has format {header['chita_opt']!r}; this version reads {_FORMAT}")
+    if header.get("chita_opt", WEIGHTS_FORMAT) != WEIGHTS_FORMAT:
+        raise DataError(f"{file} has format {header['chita_opt']!r}; this version reads {WEIGHTS_FORMAT}")
     masks = {
         name.removeprefix(_MASK): mask.to(torch.bool)
         for name, mask in tensors.items()

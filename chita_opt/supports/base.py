@@ -138,8 +138,11 @@ class SupportFamily(ABC):
         """
         return torch.where(mask, scores, -scores)
 
-    def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor:
-        """Boolean (len(outgoing), len(incoming)): may weight i leave and weight j enter ``mask``?"""
+    def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
+        """Boolean (len(outgoing), len(incoming)): may weight i leave and weight j enter ``mask``?
+
+        None stands for "always".
+        """
         allowed = torch.zeros(len(outgoing), len(incoming), dtype=torch.bool, device=mask.device)
         trial = mask.clone()
         for a, i in enumerate(outgoing.tolist()):

@@ -236,8 +236,10 @@ class Budget(SupportFamily):
             into = inf
         return torch.where(mask, s - groups.spread(entering), into)
 
-    def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor:
+    def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
         """Same group, or the incoming weight's group has room."""
+        if len(self.caps) == 1:
+            return None
         groups = self._groups(mask.device)
         room = groups.count(mask) < groups.caps
         a, b = groups.labels[outgoing], groups.labels[incoming]
@@ -277,7 +279,7 @@ class Budget(SupportFamily):
         level = groups.minimum(kept)
         level = torch.where(torch.isfinite(level), level, groups.maximum(gains))
         level = level.clamp_min(0.05 * float(level.mean()))
-        if self.total is not None and int(mask.sum()) > self.total:
+        if self.total and int(mask.sum()) > self.total:
             level = level.clamp_min(float(gains[self.best_support(gains)].min()))
         return level if len(level) == 1 else groups.spread(level)
 

@@ -1,0 +1,167 @@
+"""Solve and prove in one call, under one time limit, surviving Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
+from chita_opt.bounds.splits import safe_split
+from chita_opt.certify.certificate import Certificate, certify
+from chita_opt.curvature import LowRank
+from chita_opt.errors import ProblemError
+from chita_opt.heuristics import choose_method, solve
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution, Status
+
+OPTIMAL_GAP = 1e-9
+"""Relative gap, rounding included, from which an answer is called optimal."""
+_CHECK_PASSES = 12  # what a certificate's own arithmetic costs, in products with the curvature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How hard to try.
+
+    Attributes
+    ----------
+    method : str
+        A name of ``METHODS``, or "auto".
+    time_limit : float or None
+        Seconds over method and bound together. The method gets half of it, the bound what is
+        left, less the time of the certificate's own arithmetic as far as it can be foreseen.
+    target_gap : float or None
+        Stop the bound once the relative gap is this small.
+    tol : float
+        Accuracy of the bound's ascent; see ``dual_bound``.
+    seed : int
+        Seed of the method.
+    memory_limit : float
+        Bytes for the Newton system of the relaxation.
+    """
+
+    method: str = "auto"
+    time_limit: float | None = None
+    target_gap: float | None = None
+    tol: float = 3e-5
+    seed: int = 0
+    memory_limit: float = 4e9
+
+
+def solve_certified(
+    problem: Problem,
+    effort: Effort | None = None,
+    *,
+    start: Solution | None = None,
+    on_stage: Callable[[str], object] | None = None,
+) -> Certificate:
+    """Solve a problem and prove how far the answer may be from the best one.
+
+    Ctrl-C while the method runs ends it with its best answer so far, which is then certified with
+    the bound already at hand; ``certificate.solution.status`` says so.
+
+    Parameters
+    ----------
+    problem : Problem
+        With rho > 0, or an explicit positive definite curvature.
+    effort : Effort, optional
+        Method, limits and seed.
+    start : Solution, optional
+        Where the method starts.
+    on_stage : callable, optional
+        Told what begins: the name of the method, then "bound", then "certificate".
+
+    Raises
+    ------
+    ProblemError
+        If no bound can be had for rho = 0.
+    """
+    effort = effort or Effort()
+    tell = on_stage or (lambda stage: None)
+    check_provable(problem)
+    clock = Clock(effort.time_limit)
+    reserve = check_seconds(problem) if effort.time_limit is not None else 0.0
+    name = choose_method(problem) if effort.method == "auto" else effort.method
+    tell(name)
+    solution = run_method(problem, effort, share(clock, 0.5), start)
+    tell("bound")
+    bound = prove(solution, effort, less(clock.remaining, reserve))
+    tell("certificate")
+    return certify(solution, bound=bound)
+
+
+def run_method(
+    problem: Problem, effort: Effort, time_limit: float | None, start: Solution | None = None
+) -> Solution:
+    """Call ``solve`` with what the method understands of ``effort``."""
+    name = choose_method(problem) if effort.method == "auto" else effort.method
+    more = {"memory_limit": effort.memory_limit} if name == "relax_round" else {}
+    return solve(problem, name, start=start, time_limit=time_limit, seed=effort.seed, **more)
+
+
+def prove(solution: Solution, effort: Effort, time_limit: float | None) -> Bound:
+    """A bound for the solution's problem; the one at hand where the method was interrupted."""
+    if solution.status is Status.INTERRUPTED:
+        return bound_at_hand(solution)
+    return dual_bound(
+        solution.problem,
+        start=solution,
+        tol=effort.tol,
+        target_gap=effort.target_gap,
+        time_limit=time_limit,
+        memory_limit=effort.memory_limit,
+    )
+
+
+def bound_at_hand(solution: Solution) -> Bound:
+    """The bound that costs one evaluation: from the relaxation the method solved, or none."""
+    problem = solution.problem
+    if not float(problem.rho.min()) > 0.0:
+        return dual_bound(problem, time_limit=1e-3)
+    split = safe_split(problem.curvature)
+    best = trivial_bound(problem, split)
+    image = solution.warm.get("image")
+    if image is None or len(image) != len(best.witness):
+        return best
+    value = dual_point(problem, image, split).value
+    return Bound(value, image, split, "dual") if value > best.value else best
+
+
+def overall_status(certificate: Certificate) -> Status:
+    """The solution's status; OPTIMAL where the certificate proves it."""
+    if certificate.relative_gap <= OPTIMAL_GAP:
+        return Status.OPTIMAL
+    if certificate.bound.stats.get("stopped") == "interrupt":
+        return Status.INTERRUPTED
+    return certificate.solution.status
+
+
+def check_provable(problem: Problem) -> None:
+    """Refuse early, not after the method ran, what no bound can be proven for."""
+    lowest, C = float(problem.rho.min()), problem.curvature
+    if not lowest > 0.0 and isinstance(C, LowRank) and len(C.A) < C.size:
+        raise ProblemError(
+            f"the ridge is {lowest:g}; {len(C.A)} gradient rows leave {C.size} weights without "
+            "curvature in some direction, so a bound needs a ridge > 0 (1e-3 is a common choice)"
+        )
+
+
+def share(clock: Clock, part: float) -> float | None:
+    """A share of the clock's remaining seconds."""
+    return None if clock.remaining is None else part * clock.remaining
+
+
+def less(remaining: float | None, reserve: float) -> float | None:
+    """Remaining seconds less a reserve, at least a millisecond; None without a limit."""
+    return None if remaining is None else max(remaining - reserve, 1e-3)
+
+
+def check_seconds(problem: Problem) -> float:
+    """Estimate of the seconds of a certificate's own arithmetic, from one measured product."""
+    begin = time.perf_counter()
+    problem.gradient(problem.w_bar)
+    return _CHECK_PASSES * (time.perf_counter() - begin)
+
+
+__all__ = ["Effort", "bound_at_hand", "overall_status", "solve_certified"]

@@ -1,0 +1,248 @@
+"""``prune``: from a trained model and data to pruned weights and a proof, in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chita_opt.bounds import Bound, dual_point
+from chita_opt.certify import Certificate, certify
+from chita_opt.certify.pipeline import (
+    Effort,
+    check_provable,
+    check_seconds,
+    less,
+    prove,
+    run_method,
+    share,
+)
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.layers import select_layers
+from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
+from chita_opt.nn.result import LayerReport, PruningResult
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution, Status
+from chita_opt.supports import KeepCount, SupportFamily
+
+
+def prune(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    data: Any,
+    *,
+    sparsity: float | None = None,
+    support: str | SupportFamily = "cardinality",
+    method: str = "auto",
+    options: PruneOptions | None = None,
+    **changes: Any,
+) -> PruningResult:
+    r"""Choose which weights of a model to remove, re-solve the others, and prove how well.
+
+    The quadratic model of the loss around the trained weights (see :class:`chita_opt.Problem`) is
+    minimised over the allowed supports. Every tied parameter is one variable. Biases and
+    normalisation layers stay as they are unless asked for.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A trained model; neither its weights nor its state change.
+    loss_fn : callable or None
+        ``loss_fn(output, target)``, a mean over the batch or one value a sample; None is enough
+        for ``curvature="inputs"``.
+    data : (inputs, targets), Dataset, DataLoader or iterable of batches
+        Calibration data; see :func:`chita_opt.nn.gradient_rows`.
+    sparsity : float, optional
+        Share of the selected weights to remove; rounded to a count by
+        :func:`chita_opt.keep_count`. With a pattern such as "2:4" it is a further total.
+    support : str or SupportFamily
+        "cardinality", "N:M" (as "2:4": at most 2 of 4 consecutive weights of a row, in the
+        flattened order of the parameter), "blocks:WIDTH:M", "rows:WIDTH:M", or a family over the
+        flat vector of :func:`chita_opt.nn.select_layers`.
+    method : str
+        A name of ``METHODS``, or "auto".
+    options : PruneOptions, optional
+        Everything else.
+    **changes
+        Fields of :class:`PruneOptions` by name, such as ``curvature="inputs"``, ``rows=500`` or
+        ``certify=False``; they win over ``options``.
+
+    Returns
+    -------
+    PruningResult
+        Masks, weights, table of layers and certificate. ``result.apply_(model)`` writes them.
+
+    Raises
+    ------
+    LayerError
+        If the selection of layers fails.
+    SupportError
+        If a count or a pattern does not fit; the message names the layer.
+    DataError, ProblemError, MethodError, MemoryLimitError
+        If data, options or limits do not fit.
+    TypeError
+        If an option is not known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Linear(8, 3)
+    >>> data = torch.randn(64, 8), torch.randint(3, (64,))
+    >>> result = prune(net, torch.nn.functional.cross_entropy, data, sparsity=0.5, rows=64)
+    >>> result.solution.nnz
+    12
+    >>> bool(result.certificate.lower <= result.objective)
+    True
+    """
+    options = (options or PruneOptions()).changed(changes)
+    clock = Clock(options.time_limit)
+    layer_map = select_layers(
+        model,
+        include=options.include,
+        exclude=options.exclude,
+        biases=options.biases,
+        norms=options.norms,
+    )
+    supports = build_family(layer_map, support, sparsity, options)
+    network = build_problem(model, loss_fn, data, layer_map, supports, options)
+    measured = clock.elapsed
+    effort = _effort(method, options)
+    check_provable(network.problem)
+    dtypes = {i.name: layer_map.parameter(model, i).dtype for i in layer_map}
+    run = _Run(network, effort, options, clock, layer_map, dtypes)
+    solution, layers = run.solve()
+    solved = clock.elapsed
+    certificate, own = run.certify(solution, layers) if options.certify else (None, {})
+    seconds = {
+        "curvature": measured,
+        "solve": solved - measured,
+        "certify": clock.elapsed - solved,
+        "total": clock.elapsed,
+    }
+    keep = _keep_count(supports, sparsity)
+    return PruningResult(
+        layer_map, keep, solution, certificate, own, dtypes, seconds, network.notes
+    )
+
+
+class _Run:
+    """One problem over all layers, or one a layer, solved and certified under one clock."""
+
+    def __init__(
+        self,
+        network: NetworkProblem,
+        effort: Effort,
+        options: PruneOptions,
+        clock: Clock,
+        layer_map: LayerMap,
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
+        self.network, self.effort, self.options = network, effort, options
+        self.clock, self.layer_map, self.dtypes = clock, layer_map, dtypes
+
+    def solve(self) -> tuple[Solution, dict[str, Solution]]:
+        """The solution over all layers, and the layers' own where they are independent."""
+        part = 0.5 if self.options.certify else 1.0
+        parts = self.network.parts
+        if not parts:
+            self.options.tell("solve", 0, 0)
+            solution = run_method(self.network.problem, self.effort, share(self.clock, part))
+            return self._rounded(solution, self.layer_map.names), {}
+        layers: dict[str, Solution] = {}
+        until = share(self.clock, part)
+        for done, (name, problem) in enumerate(parts.items()):
+            self.options.tell("solve", done, len(parts))
+            # each layer gets its part, by weights, of what the layers before it have left
+            left = sum(p.p for k, p in parts.items() if k not in layers)
+            limit = None if until is None else _left(self.clock, until, part) * problem.p / left
+            layers[name] = self._rounded(run_method(problem, self.effort, limit), (name,))
+            if layers[name].status is Status.INTERRUPTED:
+                self._finish_quickly(layers)
+                break
+        return _joined(self.network.problem, list(layers.values())), layers
+
+    def _finish_quickly(self, layers: dict[str, Solution]) -> None:
+        """After Ctrl-C the remaining layers get their magnitude support, solved exactly."""
+        for name, problem in self.network.parts.items():
+            if name not in layers:
+                quick = replace(self.effort, method="backsolve")
+                found = replace(run_method(problem, quick, None), status=Status.INTERRUPTED)
+                layers[name] = self._rounded(found, (name,))
+
+    def certify(
+        self, solution: Solution, layers: Mapping[str, Solution]
+    ) -> tuple[Certificate, dict[str, Certificate]]:
+        """A certificate over all layers, and the layers' own where they are independent."""
+        reserve = check_seconds(solution.problem) if self.options.time_limit else 0.0
+        if not layers:
+            self.options.tell("bound", 0, 0)
+            bound = prove(solution, self.effort, less(self.clock.remaining, reserve))
+            return certify(solution, bound=bound), {}
+        own: dict[str, Certificate] = {}
+        for done, (name, found) in enumerate(layers.items()):
+            self.options.tell("bound", done, len(layers))
+            left = sum(s.problem.p for k, s in layers.items() if k not in own)
+            limit = less(self.clock.remaining, 2.0 * reserve)
+            limit = None if limit is None else limit * found.problem.p / left
+            own[name] = certify(found, bound=prove(found, self.effort, limit))
+        bound = _joined_bound(self.network.problem, [c.bound for c in own.values()])
+        return certify(solution, bound=bound), own
+
+    def _rounded(self, solution: Solution, names: tuple[str, ...]) -> Solution:
+        """The solution with the weights that the parameters' types can hold."""
+        sizes = [self.layer_map[name].size for name in names]
+        pieces = solution.w.split(sizes)
+        w = torch.cat([x.to(self.dtypes[n]).double() for n, x in zip(names, pieces, strict=True)])
+        return replace(solution, w=w)
+
+
+def _effort(method: str, options: PruneOptions) -> Effort:
+    effort = Effort(method=method, target_gap=options.target_gap, seed=options.seed)
+    limit = options.memory_limit
+    return effort if limit is None else replace(effort, memory_limit=float(limit))
+
+
+def _left(clock: Clock, until: float, part: float) -> float:
+    """Seconds that the methods still have, at least a millisecond."""
+    remaining = clock.remaining
+    assert remaining is not None
+    return max(remaining - until * (1.0 - part) / part, 1e-3)
+
+
+def _joined(problem: Problem, solutions: list[Solution]) -> Solution:
+    """One solution over all layers from the layers' own."""
+    order = (Status.INTERRUPTED, Status.TIME_LIMIT, Status.ITERATION_LIMIT)
+    statuses = [s.status for s in solutions]
+    status = next((s for s in order if s in statuses), statuses[0])
+    w = torch.cat([s.w for s in solutions])
+    stats = {"layers": [dict(s.stats) for s in solutions]}
+    seconds = sum(s.seconds for s in solutions)
+    return Solution(problem, w, solutions[0].method, status, seconds, stats=stats)
+
+
+def _joined_bound(problem: Problem, bounds: list[Bound]) -> Bound:
+    """The layers' witnesses put together: the bound is the sum of theirs."""
+    witness = torch.cat([b.witness for b in bounds])
+    split = torch.cat([b.split for b in bounds if b.split is not None])
+    whole = split if len(split) == problem.p else None
+    value = dual_point(problem, witness, whole).value
+    upper = sum(b.relaxation_upper for b in bounds)
+    proof = "dual" if any(b.proof == "dual" for b in bounds) else bounds[0].proof
+    z = [b.z for b in bounds if b.z is not None]
+    indicators = torch.cat(z) if len(z) == len(bounds) else None
+    seconds = sum(b.seconds for b in bounds)
+    return Bound(value, witness, whole, proof, upper, indicators, seconds)
+
+
+def _keep_count(supports: SupportFamily, sparsity: float | None) -> KeepCount:
+    k = supports.max_count
+    requested = 1.0 - k / supports.size if sparsity is None else float(sparsity)
+    return KeepCount(k, supports.size, requested)
+
+
+__all__ = ["LayerReport", "PruneOptions", "PruningResult", "prune"]

@@ -1,0 +1,128 @@
+"""What can be chosen about pruning a network, checked once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from chita_opt.errors import ProblemError
+
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    r"""Options of :func:`chita_opt.nn.prune`.
+
+    Attributes
+    ----------
+    k : int, optional
+        Weights to keep, instead of a sparsity.
+    curvature : {"gradients", "inputs"}
+        "gradients": one problem over all layers, C the empirical Fisher matrix of gradient rows;
+        the objective is a modelled increase of the loss. "inputs": layer-wise reconstruction, C
+        block-diagonal with every layer's input second moments; the objective is half the mean
+        squared change of the layers' outputs, summed over layers. No loss is needed for it.
+    scope : {"global", "layer"}
+        Whether ``sparsity`` is of all selected weights together, or of each layer.
+    certify : bool
+        Prove a bound; without it ``result.certificate`` is None.
+    rows, batch_size : int
+        n gradient rows of m samples each; for "inputs" n*m samples are used.
+    first_order : float or "1/m"
+        Factor α of the linear term: 0 (none), "1/m" or 1; see :func:`chita_opt.from_gradients`.
+    ridge : float
+        ρ.
+    ridge_unit : {"absolute", "mean_diagonal"}
+        "mean_diagonal": ρ is ``ridge`` times the mean of C's diagonal; for "inputs", of each
+        layer's.
+    include, exclude, biases, norms
+        Selection of layers; see :func:`chita_opt.nn.select_layers`.
+    seed : int
+        Of the draw of samples and of the method. A stream that cannot be read by number (an
+        iterator, an ``IterableDataset``) is read in its own order.
+    time_limit : float, optional
+        Seconds over the whole call. Gradient rows are always completed; method and bound share
+        what is left.
+    target_gap : float, optional
+        Stop the bound once the relative gap is this small.
+    device : torch.device or str, optional
+        Where to solve; the model's device by default.
+    memory_limit : int, optional
+        Bytes for gradient rows or input moments, and for the relaxation's Newton system.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``; total is 0 where it is not known.
+    """
+
+    k: int | None = None
+    curvature: Literal["gradients", "inputs"] = "gradients"
+    scope: Literal["global", "layer"] = "global"
+    certify: bool = True
+    rows: int = 1000
+    batch_size: int = 1
+    first_order: float | str = 0.0
+    ridge: float = 1e-3
+    ridge_unit: Literal["absolute", "mean_diagonal"] = "absolute"
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] = ()
+    biases: bool = False
+    norms: bool = False
+    seed: int = 0
+    time_limit: float | None = None
+    target_gap: float | None = None
+    device: torch.device | str | None = None
+    memory_limit: int | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("curvature", self.curvature, ("gradients", "inputs"))
+        _one_of("scope", self.scope, ("global", "layer"))
+        _one_of("ridge_unit", self.ridge_unit, ("absolute", "mean_diagonal"))
+        if not 0.0 < self.ridge < float("inf"):
+            raise ProblemError(f"ridge is {self.ridge}; it must be positive and finite")
+        if self.curvature == "inputs" and self.alpha:
+            raise ProblemError(
+                f"first_order={self.first_order!r} needs gradients; curvature='inputs' has none"
+            )
+
+    @property
+    def alpha(self) -> float:
+        """The factor of the linear term as a number."""
+        if self.first_order == "1/m":
+            return 1.0 / self.batch_size
+        if isinstance(self.first_order, str) or not 0.0 <= self.first_order <= 1.0:
+            raise ProblemError(f"first_order is {self.first_order!r}; give 0, '1/m' or 1")
+        return float(self.first_order)
+
+    def changed(self, changes: dict[str, Any]) -> PruneOptions:
+        """The same options with some fields replaced.
+
+        Raises
+        ------
+        TypeError
+            If a name is not that of a field.
+        """
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "sparsity", "support", "method"])
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"prune() has no option {name!r}{hint}")
+        return replace(self, **changes)
+
+    def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report progress to whoever asked for it."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ProblemError(f"{name} is {value!r}; choose {' or '.join(map(repr, allowed))}")
+
+
+__all__ = ["Progress", "PruneOptions"]

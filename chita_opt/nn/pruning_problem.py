@@ -1,0 +1,243 @@
+"""From a model and data to the quadratic problem of pruning it, or one problem a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from chita_opt.curvature import BlockDiagonal, Curvature, SharedRows
+from chita_opt.errors import DataError, SupportError
+from chita_opt.nn.gradients import gradient_rows
+from chita_opt.nn.inputs import LayerGram, layer_inputs
+from chita_opt.nn.layer_map import LayerMap, LayerSlice
+from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.problem import Problem, from_gradients
+from chita_opt.supports import Budget, SupportFamily, family_from_text, keep_count
+
+
+@dataclass(frozen=True)
+class NetworkProblem:
+    """The problem over all selected weights, and how it was made.
+
+    Attributes
+    ----------
+    problem : Problem
+        Over the flat vector of the layer map.
+    parts : Mapping
+        Independent problems by layer name, where layers share neither curvature nor budget;
+        empty where the problem is one.
+    notes : Mapping
+        How the curvature was measured, for the report.
+    """
+
+    problem: Problem
+    parts: Mapping[str, Problem] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_family(
+    layer_map: LayerMap, support: str | SupportFamily, sparsity: float | None, options: PruneOptions
+) -> SupportFamily:
+    """The support family over the flat vector.
+
+    Raises
+    ------
+    SupportError
+        If counts and family contradict each other, or a layer does not split into the groups of
+        an N:M or block family; the message names the layer.
+    """
+    if sparsity is not None and options.k is not None:
+        raise SupportError(f"both sparsity={sparsity} and k={options.k} were given; give one")
+    if isinstance(support, SupportFamily):
+        return _own_family(layer_map, support, sparsity, options)
+    if options.scope == "global":
+        _check_groups(layer_map, support)
+        return family_from_text(support, layer_map.size, k=options.k, sparsity=sparsity)
+    if options.k is not None:
+        raise SupportError("k counts weights of all layers; scope='layer' needs a sparsity")
+    if support != "cardinality":
+        if sparsity is not None:
+            raise SupportError(
+                f"a sparsity of each layer on top of {support} is not offered; use scope='global'"
+            )
+        _check_groups(layer_map, support)
+        return family_from_text(support, layer_map.size)
+    if sparsity is None:
+        raise SupportError("a cardinality budget needs a sparsity")
+    counts = [keep_count(size, sparsity).k for size in layer_map.sizes]
+    return Budget.per_layer(layer_map.sizes, counts)
+
+
+def build_problem(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    data: Any,
+    layer_map: LayerMap,
+    supports: SupportFamily,
+    options: PruneOptions,
+) -> NetworkProblem:
+    """Measure the curvature and put the problem together."""
+    if options.curvature == "inputs":
+        return _from_inputs(model, data, layer_map, supports, options)
+    if loss_fn is None:
+        raise DataError("loss_fn is needed for curvature='gradients'")
+    options.tell("gradients", 0, options.rows)
+    found = gradient_rows(
+        model,
+        loss_fn,
+        data,
+        layer_map,
+        rows=options.rows,
+        batch_size=options.batch_size,
+        memory_limit=options.memory_limit,
+        seed=options.seed if by_number(data) else None,
+        progress=lambda done, total: options.tell("gradients", done, total),
+    )
+    w_bar = layer_map.weights(model)
+    problem = from_gradients(
+        found.A, w_bar, ridge=options.ridge, supports=supports, first_order=options.alpha
+    )
+    if options.ridge_unit == "mean_diagonal":
+        rho = options.ridge * float(problem.curvature.diagonal().mean())
+        problem = Problem(problem.curvature, w_bar, rho, supports, problem.g)
+    notes = {
+        "curvature": f"{options.rows} gradient rows of {options.batch_size} samples",
+        "gradient_path": found.path,
+        "path_reason": found.reason,
+        "calibration_loss": found.loss_mean,
+    }
+    return NetworkProblem(_placed(problem, options), notes=notes)
+
+
+def _from_inputs(
+    model: nn.Module,
+    data: Any,
+    layer_map: LayerMap,
+    supports: SupportFamily,
+    options: PruneOptions,
+) -> NetworkProblem:
+    count = options.rows * options.batch_size
+    options.tell("layer inputs", 0, count)
+    grams = layer_inputs(
+        model,
+        drawn_samples(data, count, options.seed),
+        layer_map,
+        samples=count,
+        memory_limit=options.memory_limit,
+        progress=lambda done: options.tell("layer inputs", done, count),
+    )
+    w_bar, blocks, ridges = layer_map.weights(model), [], []
+    for item in layer_map:
+        own = _row_blocks(item, grams[item.name])
+        blocks.append(own)
+        scale = 1.0
+        if options.ridge_unit == "mean_diagonal":
+            scale = float(torch.cat([b.diagonal() for b in own]).mean())
+        ridges.append(torch.full((item.size,), options.ridge * scale, dtype=torch.float64))
+    rho = torch.cat(ridges).to(w_bar.device)
+    curvature = BlockDiagonal([b for own in blocks for b in own])
+    problem = _placed(Problem(curvature, w_bar, rho, supports), options)
+    parts = {}
+    families = _layer_families(layer_map, supports)
+    for item, own, family in zip(layer_map, blocks, families, strict=False):
+        s = slice(item.start, item.stop)
+        whole = own[0] if len(own) == 1 else BlockDiagonal(own)
+        parts[item.name] = _placed(Problem(whole, w_bar[s], rho[s], family), options)
+    notes = {"curvature": f"input second moments of {count} samples, layer by layer"}
+    return NetworkProblem(problem, parts, notes)
+
+
+def _row_blocks(item: LayerSlice, gram: LayerGram) -> list[Curvature]:
+    """One block for a layer; for a grouped convolution one for each group of outputs."""
+    if gram.groups == 1:
+        return [SharedRows(gram.H, item.rows_cols[0])]
+    return [SharedRows(H, item.rows_cols[0] // gram.groups) for H in gram.H]
+
+
+def _layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[Budget]:
+    """Each layer's own family where no group and no total spans two layers; else nothing."""
+    if not isinstance(supports, Budget) or supports.total is not None:
+        return
+    ranges = []
+    for item in layer_map:
+        own = supports.labels[item.start : item.stop]
+        ranges.append((int(own.min()), int(own.max()) + 1))
+    if any(a[1] > b[0] for a, b in zip(ranges, ranges[1:], strict=False)):
+        return
+    for item, (first, stop) in zip(layer_map, ranges, strict=True):
+        labels = supports.labels[item.start : item.stop] - first
+        yield Budget(labels, supports.caps[first:stop], title=supports.title)
+
+
+def _placed(problem: Problem, options: PruneOptions) -> Problem:
+    return problem if options.device is None else problem.to(options.device)
+
+
+def _own_family(
+    layer_map: LayerMap, supports: SupportFamily, sparsity: float | None, options: PruneOptions
+) -> SupportFamily:
+    if sparsity is not None or options.k is not None or options.scope == "layer":
+        raise SupportError(
+            f"the family {supports.name} holds its own counts; leave out sparsity, k and scope"
+        )
+    if supports.size != layer_map.size:
+        raise SupportError(
+            f"the family {supports.name} is over {supports.size} weights; the selected layers "
+            f"have {layer_map.size}: {', '.join(layer_map.names)}"
+        )
+    return supports
+
+
+def _check_groups(layer_map: LayerMap, support: str) -> None:
+    """Refuse groups that would span two rows of a layer (N:M, rows) or two layers (blocks)."""
+    parts = support.split(":")
+    if support == "cardinality" or not all(x.isdigit() for x in parts[1:]) or len(parts) < 2:
+        return  # family_from_text names what is wrong with the text
+    width = int(parts[1])
+    for item in layer_map:
+        columns = item.size if parts[0] == "blocks" else item.rows_cols[1]
+        if width and columns % width:
+            what = "weights" if parts[0] == "blocks" else "weights in a row"
+            raise SupportError(
+                f"{support}: {item.name!r} of shape {item.shape} has {columns} {what}, no "
+                f"multiple of {width}; leave it alone with exclude={item.name!r}"
+            )
+
+
+def by_number(data: Any) -> bool:
+    """Whether samples can be fetched by number, so that a draw can be repeated."""
+    source = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(source, IterableDataset):
+        return False
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
+
+
+def drawn_samples(data: Any, count: int, seed: int) -> Any:
+    """``count`` samples drawn without replacement, where they can be fetched by number."""
+    if not by_number(data):
+        return data
+    pair = isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape")
+    if pair or isinstance(data, Tensor):
+        inputs = torch.as_tensor(data[0] if pair else data)
+        return inputs[_draw(len(inputs), count, seed).to(inputs.device)]
+    if isinstance(data, tuple | list):  # batches
+        inputs = torch.cat([torch.as_tensor(b if isinstance(b, Tensor) else b[0]) for b in data])
+        return inputs[_draw(len(inputs), count, seed).to(inputs.device)]
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    collate = data.collate_fn if isinstance(data, DataLoader) else None
+    chosen = Subset(dataset, _draw(len(dataset), count, seed).tolist())
+    return DataLoader(chosen, batch_size=min(count, 256), collate_fn=collate)
+
+
+def _draw(size: int, count: int, seed: int) -> Tensor:
+    if count > size:
+        raise DataError(f"{count} samples are needed (rows * batch_size); the data hold {size}")
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+__all__ = ["NetworkProblem", "build_family", "build_problem", "by_number", "drawn_samples"]

@@ -1,0 +1,219 @@
+"""What pruning a network returns: masks, weights, a table of layers and the proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from chita_opt import __version__
+from chita_opt.certify import Certificate
+from chita_opt.certify.container import write_atomically
+from chita_opt.certify.verify import SCOPE
+from chita_opt.nn.gap_shares import gap_shares
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.weight_files import WEIGHTS_FORMAT
+from chita_opt.solution import Solution
+from chita_opt.supports import KeepCount
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of the table of layers.
+
+    Attributes
+    ----------
+    name, shape : str, tuple of int
+        The parameter.
+    size, kept : int
+        Weights in all, and kept.
+    gap_share : float or None
+        Share of the certified gap that arises at this layer's weights; see ``gap_shares``.
+    aliases : tuple of str
+        Further names of a tied parameter.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    kept: int
+    gap_share: float | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of pruned weights."""
+        return 1.0 - self.kept / self.size
+
+
+@dataclass(frozen=True, eq=False)
+class PruningResult:
+    """A pruned network that has not been touched yet: call :meth:`apply_`.
+
+    Attributes
+    ----------
+    layer_map : LayerMap
+        Where each parameter lies in the flat vector of the solution.
+    keep : KeepCount
+        Requested and realised sparsity over the selected weights.
+    solution : Solution
+        The pruned weights as :meth:`apply_` writes them (rounded to the parameters' types) with
+        their problem.
+    certificate : Certificate or None
+        Bound and gap over all selected weights.
+    layer_certificates : Mapping
+        One by layer name, where the layers are independent problems; else empty.
+    dtypes : Mapping
+        Type of each parameter by name.
+    seconds : Mapping
+        Wall time of "curvature", "solve", "certify" and in "total".
+    notes : Mapping
+        How the curvature was measured.
+    """
+
+    layer_map: LayerMap
+    keep: KeepCount
+    solution: Solution
+    certificate: Certificate | None
+    layer_certificates: Mapping[str, Certificate] = field(repr=False)
+    dtypes: Mapping[str, torch.dtype] = field(repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    notes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def objective(self) -> float:
+        """Objective of the quadratic problem at the pruned weights."""
+        return self.solution.objective
+
+    @cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Boolean masks keyed as in the state dict; names of a tied parameter share one."""
+        return self._by_name(self.layer_map.unflatten(self.solution.mask))
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Pruned weights keyed as in the state dict, each of its parameter's type."""
+        flat = self.layer_map.unflatten(self.solution.w)
+        return self._by_name({name: w.to(self.dtypes[name]) for name, w in flat.items()})
+
+    @cached_property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """The table of layers, in the order of the flat vector."""
+        shares: Mapping[str, float] = {}
+        if self.certificate is not None:
+            shares = gap_shares(self.certificate, self.layer_map)
+        mask = self.solution.mask
+        return tuple(
+            LayerReport(
+                item.name,
+                item.shape,
+                item.size,
+                int(mask[item.start : item.stop].sum()),
+                shares.get(item.name),
+                item.aliases,
+            )
+            for item in self.layer_map
+        )
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Write the pruned weights into a model, in place, and return it.
+
+        Raises
+        ------
+        LayerError
+            If the model does not have the pruned parameters; it is then unchanged.
+        """
+        self.layer_map.write_(model, self.solution.w)
+        return model
+
+    def save(self, path: str | Path) -> None:
+        """Write the pruned parameters, their masks and the report to one safetensors file.
+
+        :func:`chita_opt.nn.load_weights` reads it; its ``state`` fits
+        ``model.load_state_dict(state, strict=False)``, its ``metadata["report"]`` is JSON. The
+        file is replaced whole or not at all.
+        """
+        tensors: dict[str, Tensor] = {}
+        aliases: dict[str, str] = {}
+        for item in self.layer_map:
+            tensors[item.name] = self.weights[item.name].cpu().contiguous()
+            tensors[f"mask/{item.name}"] = self.masks[item.name].cpu().contiguous()
+            aliases |= dict.fromkeys(item.aliases, item.name)
+        header = {
+            "chita_opt": WEIGHTS_FORMAT,
+            "aliases": json.dumps(aliases, sort_keys=True),
+            "report": json.dumps(self.report()),
+        }
+        write_atomically(path, save(tensors, metadata=header))
+
+    def report(self) -> dict[str, Any]:
+        """Everything about the result but the tensors, as JSON-able values."""
+        claims = None
+        if self.certificate is not None:
+            claims = {k: v for k, v in self.certificate.claims().items() if k != "problem"}
+        return {
+            "version": __version__,
+            "objective": self.objective,
+            "method": self.solution.method,
+            "status": str(self.solution.status),
+            "requested_sparsity": self.keep.requested,
+            "realised_sparsity": self.solution.sparsity,
+            "p": self.solution.problem.p,
+            "nnz": self.solution.nnz,
+            "support": self.solution.problem.supports.name,
+            "seconds": dict(self.seconds),
+            "notes": dict(self.notes),
+            "certificate": claims,
+            "layer_gaps": {k: c.relative_gap for k, c in self.layer_certificates.items()},
+            "layers": [{**asdict(row), "sparsity": row.sparsity} for row in self.layers],
+            "scope": f"objective, bound and gap are {SCOPE}",
+        }
+
+    @property
+    def summary(self) -> str:
+        """A few lines for people."""
+        s = self.solution
+        asked = f"{s.problem.p - self.keep.k:,} asked for by sparsity {self.keep.requested:g}"
+        lines = [
+            f"{s.method} pruned {s.problem.p - s.nnz:,} of {s.problem.p:,} weights "
+            f"(sparsity {s.sparsity:.6g}; {asked}), {s.problem.supports.name}, {s.status}",
+            self._proof(),
+            *(self._row(row) for row in self.layers),
+        ]
+        return "\n".join(lines)
+
+    __str__ = summary.fget  # type: ignore[assignment]
+
+    def _proof(self) -> str:
+        if self.certificate is None:
+            return f"objective {self.objective:.6g}, not certified; it is {SCOPE}"
+        c = self.certificate
+        return (
+            f"objective {c.upper:.6g}, proven lower bound {c.lower:.6g}, "
+            f"gap {100 * c.relative_gap:.4g} % ({c.proof}): {SCOPE}"
+        )
+
+    def _row(self, row: LayerReport) -> str:
+        own = self.layer_certificates.get(row.name)
+        note = "" if row.gap_share is None else f", {100 * row.gap_share:.1f} % of the gap"
+        note += "" if own is None else f", own gap {100 * own.relative_gap:.4g} %"
+        shape = "x".join(map(str, row.shape))
+        tied = f" (also {', '.join(row.aliases)})" if row.aliases else ""
+        return (
+            f"  {row.name}{tied} {shape}: {row.kept:,} of {row.size:,} kept "
+            f"(sparsity {row.sparsity:.4g}){note}"
+        )
+
+    def _by_name(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        aliases = {alias: item.name for item in self.layer_map for alias in item.aliases}
+        return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+__all__ = ["LayerReport", "PruningResult"]

@@ -1,0 +1,204 @@
+"""Small instances: every curvature form and support family, as tables that tests cross.
+
+A new form or family is one row here; the conformance tests follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
+from chita_opt.problem import Problem
+from chita_opt.supports import Budget, SupportFamily
+
+Array = np.ndarray
+Draw = torch.Generator
+
+
+@dataclass(frozen=True)
+class PairBudget(SupportFamily):
+    """At most k of the pairs (0, 1), (2, 3), … hold a kept weight: a family in one small class.
+
+    It knows only its oracle, its members and its rows: one row for every choice of one weight
+    from each pair. With ``tight=False`` there is only a row for the number of weights, which also
+    other masks satisfy.
+    """
+
+    size: int
+    k: int
+    tight: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"pairs(k={self.k})"
+
+    @property
+    def specification(self) -> Mapping[str, Any]:
+        return {"family": "pairs", "size": self.size, "k": self.k}
+
+    def best_support(self, scores: Tensor) -> Tensor:
+        order = scores.reshape(-1, 2).sum(1).argsort(descending=True, stable=True)
+        kept = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
+        return kept.index_fill(0, order[: self.k], True).repeat_interleave(2)
+
+    def contains(self, mask: Tensor) -> bool:
+        return int(mask.reshape(-1, 2).any(1).sum()) <= self.k
+
+    def rows(self) -> tuple[csr_array, Array]:
+        if not self.tight:
+            return csr_array(np.ones((1, self.size))), np.array([2.0 * self.k])
+        choices = np.array(list(product((0, 1), repeat=self.size // 2)))
+        G = np.stack([choices == 0, choices == 1], axis=2).reshape(len(choices), self.size)
+        return csr_array(G.astype(np.float64)), np.full(len(choices), float(self.k))
+
+
+def normal(draw: Draw, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+def whole(draw: Draw, low: int, high: int) -> int:
+    """A random whole number in [low, high]."""
+    return int(torch.randint(low, high + 1, (), generator=draw))
+
+
+def gradients(draw: Draw, n: int, p: int) -> LowRank:
+    """Rows of mean one and columns of unequal size."""
+    return LowRank((normal(draw, n, p) + 0.5) * (0.2 + normal(draw, p).abs()), 1.0 / n)
+
+
+def gram(draw: Draw, n: int, p: int) -> Tensor:
+    return gradients(draw, n, p).dense()
+
+
+def layer(draw: Draw, p: int) -> SharedRows:
+    rows = next(r for r in (3, 2, 1) if p % r == 0)
+    return SharedRows(gram(draw, p // rows + 2, p // rows), rows)
+
+
+def mixed(draw: Draw, p: int) -> BlockDiagonal:
+    """Gradients, rank-deficient matrix and rows side by side."""
+    a = p // 3
+    b = (p - a) // 2
+    return BlockDiagonal(
+        [gradients(draw, 2, a), Dense(gram(draw, max(b - 1, 1), b)), layer(draw, p - a - b)]
+    )
+
+
+CURVATURES: dict[str, Callable[[Draw, int], Curvature]] = {
+    "low_rank": lambda draw, p: gradients(draw, max(p // 2, 1), p),
+    "tall": lambda draw, p: gradients(draw, 2 * p + 1, p),
+    "dense": lambda draw, p: Dense(gram(draw, 2 * p, p)),
+    "deficient": lambda draw, p: Dense(gram(draw, max(p // 2, 1), p)),
+    "shared_rows": layer,
+    "mixed_blocks": mixed,
+    "gradient_blocks": lambda draw, p: BlockDiagonal(
+        [gradients(draw, 3, p // 2), gradients(draw, p, p - p // 2)]
+    ),
+}
+
+
+def two_layers(draw: Draw, p: int) -> Budget:
+    a = p // 2 - 1
+    return Budget.per_layer([a, p - a], [whole(draw, 0, a), whole(draw, 1, p - a)])
+
+
+def rows_family(draw: Draw, p: int) -> Budget:
+    rows = next(r for r in (3, 2, 1) if p % r == 0)
+    return Budget.per_row(rows, p // rows, [whole(draw, 0, p // rows) for _ in range(rows)])
+
+
+def n_of_m(draw: Draw, p: int) -> Budget:
+    m = next(m for m in (4, 3, 2, 1) if p % m == 0)
+    return Budget.n_of_m(p, whole(draw, 1, m), m)
+
+
+def blocks(draw: Draw, p: int) -> Budget:
+    """Three interleaved blocks of unequal sizes and caps."""
+    labels = torch.randint(0, 3, (p,), generator=draw)
+    labels[:3] = torch.arange(3)
+    sizes = torch.bincount(labels, minlength=3).tolist()
+    return Budget.per_block(labels, [whole(draw, 0, size) for size in sizes])
+
+
+def nested(inner: Callable[[Draw, int], Budget]) -> Callable[[Draw, int], Budget]:
+    def build(draw: Draw, p: int) -> Budget:
+        budget = inner(draw, p)
+        return Budget.nested(budget, whole(draw, 0, int(budget.caps.sum())))
+
+    return build
+
+
+FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
+    "cardinality": lambda draw, p: Budget.cardinality(p, whole(draw, 1, p - 1)),
+    "nothing": lambda draw, p: Budget.cardinality(p, 0),
+    "everything": lambda draw, p: Budget.cardinality(p, p),
+    "layers": two_layers,
+    "rows": rows_family,
+    "n_of_m": n_of_m,
+    "blocks": blocks,
+    "nested_n_of_m": nested(n_of_m),
+    "nested_blocks": nested(blocks),
+    "pairs": lambda draw, p: PairBudget(p - p % 2, whole(draw, 1, max(p // 2 - 1, 1))),
+}
+
+
+def make_problem(
+    curvature: str,
+    family: str,
+    *,
+    p: int = 12,
+    seed: int = 0,
+    linear: bool = False,
+    ridge: float = 0.1,
+    per_weight: bool = False,
+) -> Problem:
+    """One instance: data of order one, the ridge relative to the mean of diag(C)."""
+    draw = torch.Generator().manual_seed(seed)
+    C = CURVATURES[curvature](draw, p)
+    rho = torch.full((p,), ridge * float(C.diagonal().mean()), dtype=torch.float64)
+    if per_weight:
+        rho = rho * (0.3 + 1.4 * torch.rand(p, generator=draw, dtype=torch.float64))
+    g = 0.3 * C.product(normal(draw, p)) + 0.1 * rho * normal(draw, p) if linear else None
+    w_bar = normal(draw, p)
+    return Problem(C, w_bar, rho, FAMILIES[family](draw, p), g)
+
+
+def random_problem(seed: int) -> Problem:
+    """Any form, any family, any size up to 14, with or without a linear term."""
+    draw = torch.Generator().manual_seed(1000 + seed)
+    forms, families = list(CURVATURES), list(FAMILIES)
+    return make_problem(
+        forms[seed % len(forms)],
+        families[(seed // len(forms)) % len(families)],
+        p=2 * whole(draw, 3, 7),
+        seed=seed,
+        linear=bool(whole(draw, 0, 1)),
+        ridge=10.0 ** whole(draw, -4, 0),
+        per_weight=bool(whole(draw, 0, 1)),
+    )
+
+
+def single_precision(problem: Problem) -> Problem:
+    """The same problem with float32 gradients, where it has any."""
+    return Problem(
+        _single(problem.curvature), problem.w_bar, problem.rho, problem.supports, problem.g
+    )
+
+
+def _single(curvature: Curvature) -> Curvature:
+    if isinstance(curvature, LowRank):
+        return LowRank(curvature.A.float(), curvature.scale)
+    if isinstance(curvature, BlockDiagonal):
+        return BlockDiagonal([_single(block) for block in curvature.blocks])
+    if isinstance(curvature, SharedRows):
+        return SharedRows(curvature.H.float(), curvature.rows)
+    assert isinstance(curvature, Dense)
+    return Dense(curvature.H.float())
