@@ -18,9 +18,14 @@ from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.incumbent import Incumbent, keep_scores
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
+from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
+
+
+_LARGE = 4  # supports of so many times n get an early answer by conjugate gradients
+_REFIT_STEPS = 4
 
 
 def relax_round(
@@ -29,13 +34,16 @@ def relax_round(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    tol: float = 1e-3,
+    tol: float = 1e-2,
     roundings: int = 0,
-    max_rounds: int = 4,
-    candidates: int = 600,
+    max_rounds: int = 1,
+    candidates: int = 300,
     memory_limit: float = 4e9,
 ) -> Solution:
     """The default method: perspective relaxation, rounding, exact exchanges, exact backsolve.
+
+    The defaults are for speed: an answer within about a tenth of a percent of the best known one.
+    ``tol=1e-3, max_rounds=4, candidates=600, roundings=12`` is thorough.
 
     Parameters
     ----------
@@ -65,6 +73,7 @@ def relax_round(
     warm: dict[str, Tensor] = {}
     solver = None
     with best.until_interrupt():
+        _refit(problem, best, start)
         state = _relax(problem, best, start, tol, memory_limit)
         warm = {"z": state.z, "image": problem.curvature.image_of_dual(state.best_r)}
         stats |= {"newton_steps": state.steps, "relaxation": state.best, **state.stats}
@@ -81,6 +90,18 @@ def relax_round(
         stats["rounds"] = rounds
     exact = solver.polished() if isinstance(solver, WoodburySupport) else None
     return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
+
+
+def _refit(problem: Problem, best: Incumbent, start: Solution | None) -> None:
+    """A few conjugate-gradient steps on a support so large that its Gram matrix takes a while."""
+    if start is not None or not isinstance(problem.curvature, LowRank):
+        return
+    mask = problem.supports.best_support(keep_scores(problem))
+    if int(mask.sum()) < _LARGE * problem.curvature.image_size:
+        return
+    w = torch.where(mask, problem.w_bar, 0.0)
+    for weights, value in conjugate_refit(problem, w, steps=_REFIT_STEPS):
+        best.offer(weights, value)
 
 
 def _relax(
