@@ -41,7 +41,7 @@ _EXPORTS = {
     "prune": "chita_opt.nn",
 }
 
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

@@ -199,7 +199,9 @@ def from_layer_inputs(
 ) -> Problem:
     """Build layer-wise reconstruction: rows of W (rows, d) share H (d, d), the mean of xx'."""
     if W.ndim != 2 or W.shape[1] != len(H):
-        raise ProblemError(f"W has shape {tuple(W.shape)}, H {tuple(H.shape)}; W needs len(H) columns")
+        raise ProblemError(
+            f"W has shape {tuple(W.shape)}, H {tuple(H.shape)}; W needs len(H) columns"
+        )
     return Problem(SharedRows(H, W.shape[0]), W.reshape(-1), ridge, supports)
 
 

@@ -6,7 +6,8 @@ Split the Hessian as :math:`C+\mathrm{diag}(\rho)=Q+\mathrm{diag}(d)` with
 :math:`q=Qv+g` and :math:`c=d\circ\bar w-q`,
 
 .. math::
-    f(w)\;\ge\;\mathrm{LB}(v)=-\tfrac12v^\top Qv+\sum_j\Big(\tfrac{d_j}{2}\bar w_j^2-q_j\bar w_j\Big)
+    f(w)\;\ge\;\mathrm{LB}(v)=-\tfrac12v^\top Qv
+      +\sum_j\Big(\tfrac{d_j}{2}\bar w_j^2-q_j\bar w_j\Big)
       -\max_{z\in\mathcal S}\sum_jz_j\frac{c_j^2}{2d_j}.
 
 The maximum is the family's oracle. For gradients and e = 0, v enters only through

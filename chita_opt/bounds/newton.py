@@ -30,7 +30,9 @@ from chita_opt.errors import CurvatureError
 
 Map = Callable[[Tensor], Tensor]
 
-_STALE = 0.1  # change of z / d, relative to its largest value, that the Gram matrix ignores
+# Change of z / d, relative to its largest value, that may wait: in a Newton step M only steers a
+# direction that is searched exactly.
+_STALE = 0.1
 _SAFE_SINGLE = 1e5  # trace of the centred part up to which float32 products are accurate enough
 
 
@@ -106,7 +108,7 @@ class SampleSpaceNewton(NewtonSystem):
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
         """Update the Gram matrix, add the centred free part, factor."""
-        self._update(weights)
+        self._update(weights, _STALE if free is not None else 1e-12)
         M = self.gram.clone()
         M.diagonal().add_(1.0)
         if free is not None and len(free.index):
@@ -128,10 +130,9 @@ class SampleSpaceNewton(NewtonSystem):
         assert self.system is not None
         return self.system.solve(rhs)
 
-    def _update(self, weights: Tensor) -> None:
+    def _update(self, weights: Tensor, stale: float) -> None:
         change = weights - self.held
-        # small changes may wait: M only steers the step, which is searched exactly
-        moved = (change.abs() > _STALE * weights.abs().max()).nonzero().squeeze(1)
+        moved = (change.abs() > stale * weights.abs().max()).nonzero().squeeze(1)
         used = weights.nonzero().squeeze(1)
         if len(moved) >= len(used):
             self.gram = self.factor.gram(used, weights[used])
@@ -302,6 +303,7 @@ class MatrixFreeNewton(NewtonSystem):
 
     def solve(self, rhs: Tensor) -> Tensor:
         """A direction of ascent after at most ``limit`` passes."""
+
         def apply(v: Tensor) -> Tensor:
             assert self.weights is not None
             return apply_newton(self.factor, self.weights, self.free, v)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from chita_opt.bounds.newton import FreePart, NewtonSystem, newton_system
@@ -29,6 +28,10 @@ from chita_opt.curvature.factors import Factor
 from chita_opt.solution import Clock
 from chita_opt.supports import SupportFamily
 from chita_opt.supports.base import SmoothedMaximum
+
+# A proximal problem is solved until the Newton decrement is this share of what is left to gain:
+# more digits there would be lost again when the smoothing shrinks.
+_ENOUGH = 0.5
 
 
 @dataclass(frozen=True)
@@ -154,86 +157,104 @@ def maximise_dual(
     state.stats["newton_system"] = type(system).__name__
     clock.record(state.best)
     prox = _Proximal(z, supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))
-    try:
-        for _ in range(options.max_outer):
-            shortest = _newton_steps(dual, system, prox, state, scale, options, clock)
-            if state.stopped != "steps":
-                break
-            prox.centre = state.z
-            prox.epsilon = prox.epsilon * _shrink(shortest)
-    except KeyboardInterrupt:
-        state.stopped = "interrupt"
+    _Ascent(dual, system, prox, state, scale, options, clock).ascend()
     return state
 
 
-def _newton_steps(dual, system, prox, state, scale, options, clock) -> float:  # type: ignore[no-untyped-def]
-    """Up to ``max_inner`` damped Newton steps on one proximal problem; the shortest step taken."""
-    shortest = 1.0
-    value, inner = prox.evaluate(dual, state.r, state.c)
-    for _ in range(options.max_inner):
-        state.z, prox.warm = inner.z, inner.multipliers
-        gradient = dual.factor.forward(inner.z * state.c / dual.part.rho) - state.r - dual.a
-        system.prepare(inner.z / dual.part.rho, _free_part(dual, prox, state, inner))
-        direction = system.solve(gradient)
-        slope = float(gradient @ direction)
-        step, value, inner = _line_search(dual, prox, state, direction, slope, value)
+@dataclass(frozen=True, eq=False)
+class _Ascent:
+    """Proximal steps, and the Newton steps inside each."""
+
+    dual: _Dual
+    system: NewtonSystem
+    prox: _Proximal
+    state: RelaxationState
+    scale: float
+    options: RelaxationOptions
+    clock: Clock
+
+    def ascend(self) -> None:
+        """Move the centre and shrink the smoothing until done; Ctrl-C keeps the state."""
+        try:
+            for _ in range(self.options.max_outer):
+                shortest = self._newton_steps()
+                if self.state.stopped != "steps":
+                    return
+                self.prox.centre = self.state.z
+                self.prox.epsilon = self.prox.epsilon * _shrink(shortest)
+        except KeyboardInterrupt:
+            self.state.stopped = "interrupt"
+
+    def _newton_steps(self) -> float:
+        """Up to ``max_inner`` damped Newton steps on one proximal problem; the shortest taken."""
+        state, shortest = self.state, 1.0
+        value, inner = self.prox.evaluate(self.dual, state.r, state.c)
+        for _ in range(self.options.max_inner):
+            direction, slope = self._direction(inner)
+            step, value, inner = self._line_search(direction, slope, value)
+            shortest = min(shortest, step)
+            self._record(value)
+            small = self.options.tol * (self.scale or abs(state.best))
+            if self._finished(slope, small) or step == 0.0:
+                break
+            if slope < _ENOUGH * max(value - state.best, small):
+                break
+        state.z, self.prox.warm = inner.z, inner.multipliers
+        return shortest
+
+    def _direction(self, inner: SmoothedMaximum) -> tuple[Tensor, float]:
+        """Newton direction of the smoothed dual and its slope."""
+        state, rho = self.state, self.dual.part.rho
+        state.z, self.prox.warm = inner.z, inner.multipliers
+        gradient = self.dual.factor.forward(inner.z * state.c / rho) - state.r - self.dual.a
+        index = ((inner.z > 1e-9) & (inner.z < 1.0 - 1e-9)).nonzero().squeeze(1)
+        epsilon = self.prox.epsilon.expand(len(inner.z))[index]
+        free = FreePart(index, state.c[index] / rho[index], 1.0 / epsilon, inner.pool[index])
+        self.system.prepare(inner.z / rho, free)
+        direction = self.system.solve(gradient)
+        return direction, float(gradient @ direction)
+
+    def _line_search(
+        self, direction: Tensor, slope: float, value: float
+    ) -> tuple[float, float, SmoothedMaximum]:
+        """Halve the step until the smoothed dual rises enough; c is affine: no data are read."""
+        state = self.state
+        drop = self.dual.factor.adjoint(direction)
+        step = 1.0
+        for _ in range(14):
+            r, c = state.r + step * direction, state.c - step * drop
+            trial, inner = self.prox.evaluate(self.dual, r, c)
+            if trial >= value + 1e-4 * step * slope:
+                state.r, state.c = r, c
+                return step, trial, inner
+            step *= 0.5
+        trial, inner = self.prox.evaluate(self.dual, state.r, state.c)
+        return 0.0, trial, inner
+
+    def _record(self, value: float) -> None:
+        state = self.state
         state.steps += 1
-        shortest = min(shortest, step)
-        bound = dual.bound(state.r, state.c)
+        bound = self.dual.bound(state.r, state.c)
         if bound > state.best:
             state.best, state.best_r = bound, state.r
         state.proximal = value
-        clock.record(state.best)
-        size = scale or abs(state.best)
-        small = options.tol * size
-        if _finished(state, slope, small, options, clock):
-            break
-        if step == 0.0 or slope < 0.5 * max(value - state.best, small):
-            break
-    state.z, prox.warm = inner.z, inner.multipliers
-    return shortest
+        self.clock.record(state.best)
 
-
-def _finished(
-    state: RelaxationState,
-    slope: float,
-    small: float,
-    options: RelaxationOptions,
-    clock: Clock,
-) -> bool:
-    if state.best >= options.target:
-        state.stopped = "target"
-    elif state.proximal - state.best < small and slope < small:
-        state.stopped = "tolerance"
-    elif clock.expired:
-        state.stopped = "time"
-    return state.stopped != "steps"
-
-
-def _line_search(dual, prox, state, direction, slope, value):  # type: ignore[no-untyped-def]
-    """Halve the step until the smoothed dual rises enough; c is affine, so no data are read."""
-    drop = dual.factor.adjoint(direction)
-    step = 1.0
-    for _ in range(14):
-        r, c = state.r + step * direction, state.c - step * drop
-        trial, inner = prox.evaluate(dual, r, c)
-        if trial >= value + 1e-4 * step * slope:
-            state.r, state.c = r, c
-            return step, trial, inner
-        step *= 0.5
-    trial, inner = prox.evaluate(dual, state.r, state.c)
-    return 0.0, trial, inner
-
-
-def _free_part(dual, prox, state, inner) -> FreePart:  # type: ignore[no-untyped-def]
-    index = ((inner.z > 1e-9) & (inner.z < 1.0 - 1e-9)).nonzero().squeeze(1)
-    epsilon = prox.epsilon.expand(len(inner.z))[index]
-    slope = state.c[index] / dual.part.rho[index]
-    return FreePart(index, slope, 1.0 / epsilon, inner.pool[index])
+    def _finished(self, slope: float, small: float) -> bool:
+        state = self.state
+        if state.best >= self.options.target:
+            state.stopped = "target"
+        elif state.proximal - state.best < small and slope < small:
+            state.stopped = "tolerance"
+        elif self.clock.expired:
+            state.stopped = "time"
+        return state.stopped != "steps"
 
 
 def _shrink(shortest: float) -> float:
-    """Full steps allow a tenth of the smoothing; shortened ones less, short ones none."""
+    """Full steps allow a tenth of the smoothing; shortened ones less; where none was found, more."""
+    if shortest == 0.0:
+        return 10.0  # too stiff for the line search: the same problem again would stall for good
     return 0.1 if shortest >= 0.99 else 0.1**0.5 if shortest >= 0.24 else 1.0
 
 
@@ -241,7 +262,7 @@ def _constant(part: SeparablePart) -> float:
     return float((0.5 * part.rho * part.w_bar - part.g) @ part.w_bar)
 
 
-def _solve_at(dual: _Dual, system, z: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _solve_at(dual: _Dual, system: NewtonSystem, z: Tensor) -> Tensor:
     """The dual point that belongs to fixed indicators."""
     part = dual.part
     system.prepare(z / part.rho, None)

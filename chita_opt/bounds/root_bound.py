@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from chita_opt.bounds.dual import Bound, check_ridge, dual_point, trivial_bound
@@ -74,7 +73,11 @@ def dual_bound(
     else:
         check_ridge(problem.rho)
     for name in _order(problem, best, candidates):
-        if clock.expired or best.value >= options.target or best.stats.get("stopped") == "interrupt":
+        if (
+            clock.expired
+            or best.value >= options.target
+            or best.stats.get("stopped") == "interrupt"
+        ):
             break
         e = safe_split(problem.curvature, candidates[name])
         assert e is not None
@@ -157,7 +160,9 @@ def ascend(
         mask = supports.best_support(z)
         return oracle_ascent(factor, part, supports, scale=scale, options=options, clock=clock,
                              z=mask.double())  # fmt: skip
-    return maximise_dual(factor, part, supports, scale=scale, options=options, clock=clock, z=z, r=r)
+    return maximise_dual(
+        factor, part, supports, scale=scale, options=options, clock=clock, z=z, r=r
+    )
 
 
 def relaxed_objective(problem: Problem, z: Tensor, c: Tensor) -> float:

@@ -16,7 +16,7 @@ _EXPORTS = {
     "verify_file": "chita_opt.certify.verify",
 }
 
-__all__ = list(_EXPORTS)  # noqa: PLE0605
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

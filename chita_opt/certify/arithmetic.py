@@ -112,7 +112,9 @@ def dual_value(
     """
     d = data.rho if split is None else data.rho + split
     if not float(d.min()) > 0.0 or not bool((y >= 0).all()) or y.shape != h.shape:
-        raise CertificateError("the witness has d <= 0, or multipliers that are negative or missing")
+        raise CertificateError(
+            "the witness has d <= 0, or multipliers that are negative or missing"
+        )
     q, q_error, energy = _pullback(data, witness, split)
     v = q + data.g
     v_error = q_error + 2 * _U * (np.abs(q) + np.abs(data.g))
@@ -121,7 +123,9 @@ def dual_value(
     gains = (np.abs(c) + c_error) ** 2 / (2.0 * d) * (1.0 + 16 * _U)
     terms = (0.5 * d * data.w_bar - v) * data.w_bar
     size = (0.5 * d * np.abs(data.w_bar) + np.abs(v)) * np.abs(data.w_bar)
-    error = float((v_error * np.abs(data.w_bar)).sum()) + (gamma(len(c)) + 8 * _U) * float(size.sum())
+    error = float((v_error * np.abs(data.w_bar)).sum()) + (gamma(len(c)) + 8 * _U) * float(
+        size.sum()
+    )
     best, best_error = _linear_maximum(gains, rows, h, y)
     value = float(terms.sum()) - energy.value - best
     error += energy.allowance + best_error + 8 * _U * (float(np.abs(terms).sum()) + best)
@@ -172,25 +176,28 @@ def _block_pullback(block: _Block, u: Array, e: Array | None) -> tuple[Array, Ar
         q, error = _adjoint(block, u)
         energy = 0.5 * float(u @ u)
         return q, error, Enclosed(energy, gamma(len(u) + 2) * energy)
-    if block.columns is not None:
-        H, H_error = _gram(block)
-        block = _Block(None, 1.0, H, 1, block.size)
-    else:
-        assert block.H is not None
-        H_error = 0.0
-    assert e is not None or block.H is not None
-    shared = np.zeros(len(block.H)) if e is None else e[: len(block.H)]  # type: ignore[arg-type]
+    H, H_error = _matrix_of(block)
+    shared = np.zeros(len(H)) if e is None else e[: len(H)]
     if e is not None and not (e.reshape(block.rows, -1) == shared).all():
         raise CertificateError("rows that share a matrix must share the split")
-    prove_semidefinite(block.H, shared, H_error)  # type: ignore[arg-type]
+    prove_semidefinite(H, shared, H_error)
     V = u.reshape(block.rows, -1)
-    q = V @ block.H - V * shared
-    size = np.abs(V) @ np.abs(block.H) + np.abs(V * shared)
-    error = (gamma(len(shared) + 3) * size + H_error * np.abs(V).sum(1, keepdims=True)).reshape(-1)
-    q = q.reshape(-1)
+    product = V @ H - V * shared
+    size = np.abs(V) @ np.abs(H) + np.abs(V * shared)
+    slack = gamma(len(shared) + 3) * size + H_error * np.abs(V).sum(1, keepdims=True)
+    q, error = product.reshape(-1), slack.reshape(-1)
     energy = 0.5 * float(u @ q)
-    slack = gamma(len(u) + 2) * 0.5 * float(np.abs(u) @ np.abs(q)) + 0.5 * float(np.abs(u) @ error)
-    return q, error, Enclosed(energy, slack)
+    rounding = gamma(len(u) + 2) * 0.5 * float(np.abs(u) @ np.abs(q))
+    return q, error, Enclosed(energy, rounding + 0.5 * float(np.abs(u) @ error))
+
+
+def _matrix_of(block: _Block) -> tuple[Array, float]:
+    """The block's matrix and a bound on the error of its entries."""
+    if block.columns is not None:
+        return _gram(block)
+    if block.H is None:
+        raise CertificateError("a block of the curvature has no data")
+    return block.H, 0.0
 
 
 def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
@@ -224,7 +231,7 @@ def _adjoint(block: _Block, r: Array) -> tuple[Array, Array]:
 
 
 def _gram(block: _Block) -> tuple[Array, float]:
-    """scale * A'A and a bound on the error of its entries."""
+    """Scale * A'A and a bound on the error of its entries."""
     assert block.columns is not None
     columns = block.columns.astype(np.float64)
     H = block.scale * (columns @ columns.T)
@@ -243,13 +250,15 @@ def _energy_of(block: _Block, x: Array, slack: Array) -> Enclosed:
         root = block.scale**0.5
         r, error = root * r, root * (gamma(block.size + 4) + 2 * _U) * size
         value = 0.5 * float(r @ r)
-        allowance = float(np.abs(r) @ error) + 0.5 * float(error @ error) + gamma(len(r) + 2) * value
+        allowance = (
+            float(np.abs(r) @ error) + 0.5 * float(error @ error) + gamma(len(r) + 2) * value
+        )
         return Enclosed(value, allowance)
     assert block.H is not None
     X = x.reshape(block.rows, -1)
     value = 0.5 * float((X * (X @ block.H)).sum())
-    size = 0.5 * float((np.abs(X) * (np.abs(X) @ np.abs(block.H))).sum())
-    return Enclosed(value, (gamma(len(x) + len(block.H) + 4) + 4 * _U) * size)
+    total = 0.5 * float((np.abs(X) * (np.abs(X) @ np.abs(block.H))).sum())
+    return Enclosed(value, (gamma(len(x) + len(block.H) + 4) + 4 * _U) * total)
 
 
 def _blocks(specification: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[_Block]:

@@ -61,7 +61,7 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """upper - lower."""
+        """Upper - lower."""
         return self.values.gap
 
     @property
@@ -97,7 +97,10 @@ class Certificate:
         }
 
     def save(self, path: str | Path, *, include_problem: bool = True) -> None:
-        """Write one sealed file; ``include_problem=False`` leaves the data to :func:`save_problem`."""
+        """Write one sealed file.
+
+        With ``include_problem=False`` the data are left to :func:`save_problem`.
+        """
         claims = self.claims()
         problem = {k: a for k, a in self.arrays.items() if k.startswith("problem.")}
         claims["problem_hash"] = array_hash(problem, claims["problem"])

@@ -60,7 +60,9 @@ def read_sealed(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     sealed = bytes(content)
     content[place : place + 64] = _BLANK.encode()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise CertificateError(f"{path} was changed after it was written: its digest does not match")
+        raise CertificateError(
+            f"{path} was changed after it was written: its digest does not match"
+        )
     return load(sealed), json.loads(metadata["claims"])
 
 
@@ -83,10 +85,17 @@ def write_atomically(path: str | Path, content: bytes | bytearray) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would surprise whoever shares the file
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _digest_place(content: bytearray, digest: str) -> int:

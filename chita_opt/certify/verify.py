@@ -119,9 +119,7 @@ def ratio(part: float, whole: float) -> float:
     return 0.0 if part <= 0.0 else float("inf")
 
 
-def quadratic_data(
-    arrays: Mapping[str, Array], specification: Mapping[str, Any]
-) -> QuadraticData:
+def quadratic_data(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> QuadraticData:
     """Gather a problem's arrays by their names in the file."""
     prefix = "problem.curvature."
     curvature = {k[len(prefix) :]: a for k, a in arrays.items() if k.startswith(prefix)}

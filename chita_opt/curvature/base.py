@@ -16,7 +16,7 @@ from chita_opt.errors import CurvatureError
 
 @dataclass(frozen=True, eq=False)
 class SeparablePart:
-    r"""The separable part of the objective, :math:`g^\top(w-\bar w)+\tfrac12\sum_j\rho_j(w_j-\bar w_j)^2`.
+    r"""The separable part, :math:`g^\top(w-\bar w)+\tfrac12\sum_j\rho_j(w_j-\bar w_j)^2`.
 
     Attributes
     ----------
@@ -73,9 +73,7 @@ class Curvature(ABC):
         """
 
     @abstractmethod
-    def pullback(
-        self, image: Tensor, *, index: Tensor | None = None, exact: bool = True
-    ) -> Tensor:
+    def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """``C x`` (or its entries at ``index``) from the image of x; any image is allowed."""
 
     @abstractmethod

@@ -87,9 +87,7 @@ class BlockDiagonal(Curvature):
         """Block by block."""
         return torch.cat([b.image(x[s], exact=exact) for b, s in self.slices()])
 
-    def pullback(
-        self, image: Tensor, *, index: Tensor | None = None, exact: bool = True
-    ) -> Tensor:
+    def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """Block by block."""
         Cx = torch.cat([b.pullback(u, exact=exact) for b, u in self._images(image)])
         return Cx if index is None else Cx[index]

@@ -58,7 +58,7 @@ class CholeskySupport(SupportSolver):
 
     def inverse_diagonal(self, index: Tensor) -> Tensor:
         """Squared norms of columns of L^-1."""
-        place = torch.searchsorted(self.index, index)
+        place = torch.searchsorted(self.index, index.contiguous())
         unit = torch.zeros(len(self.index), len(index), dtype=torch.float64, device=index.device)
         unit[place, torch.arange(len(index), device=index.device)] = 1.0
         return torch.linalg.solve_triangular(self.L, unit, upper=False).square().sum(0)

@@ -64,12 +64,10 @@ class Dense(Curvature):
         return self.size
 
     def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
-        """x itself."""
+        """X itself."""
         return x
 
-    def pullback(
-        self, image: Tensor, *, index: Tensor | None = None, exact: bool = True
-    ) -> Tensor:
+    def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """``H x``."""
         Cx = self.H @ image
         return Cx if index is None else Cx[index]

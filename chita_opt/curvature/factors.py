@@ -68,10 +68,9 @@ class ColumnFactor(Factor):
 
     def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """``sqrt(scale) A x``; reads the columns of non-zero entries only."""
-        index: Tensor | None = x.nonzero().squeeze(1)
+        used = x.nonzero().squeeze(1)
         # gathering columns costs more than reading them in order
-        if len(index) > (0.7 if exact else 0.3) * self.size:
-            index = None
+        index = None if len(used) > (0.7 if exact else 0.3) * self.size else used
         count = self.size if index is None else len(index)
         out = torch.zeros(self.dual_size, dtype=torch.float64, device=x.device)
         if not exact and index is None:

@@ -92,9 +92,7 @@ class LowRank(Curvature):
         """``sqrt(scale) A x``: half a pass over A."""
         return self._factor.forward(x, exact=exact)
 
-    def pullback(
-        self, image: Tensor, *, index: Tensor | None = None, exact: bool = True
-    ) -> Tensor:
+    def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """``sqrt(scale) A' r``: half a pass, or only the columns at ``index``."""
         if index is not None:
             return self._factor.adjoint_at(index, image, exact=exact)
@@ -105,7 +103,7 @@ class LowRank(Curvature):
         return 0.5 * float(image @ image)
 
     def image_of_dual(self, r: Tensor) -> Tensor:
-        """r itself, unless the factor was compressed."""
+        """R itself, unless the factor was compressed."""
         if self.size < self.A.shape[0]:
             return self.image(pseudo_inverse(self._compressed, r))
         return r

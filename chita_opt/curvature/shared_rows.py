@@ -79,12 +79,10 @@ class SharedRows(Curvature):
         return self.size
 
     def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
-        """x itself."""
+        """X itself."""
         return x
 
-    def pullback(
-        self, image: Tensor, *, index: Tensor | None = None, exact: bool = True
-    ) -> Tensor:
+    def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """Row by row ``H x_r``."""
         Cx = (image.reshape(self.rows, -1) @ self.H).reshape(-1)
         return Cx if index is None else Cx[index]
@@ -201,9 +199,7 @@ def _batches(rows: int, d: int) -> list[slice]:
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 
 
-def _row_factors(
-    curvature: SharedRows, part: SeparablePart, mask: Tensor, rows: Tensor
-) -> Tensor:
+def _row_factors(curvature: SharedRows, part: SeparablePart, mask: Tensor, rows: Tensor) -> Tensor:
     """Cholesky factors of the kept sub-matrices of some rows, padded with the identity."""
     kept = mask.reshape(curvature.rows, -1)[rows]
     H = curvature.H * (kept[:, :, None] & kept[:, None, :])

@@ -1,4 +1,4 @@
-"""CHITA single stage: hard thresholding on an active set, then the exact backsolve; and CHITA-CD."""
+"""CHITA single stage (thresholding on an active set, then the backsolve) and CHITA-CD."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def chita(
         w = start.w if start is not None else torch.where(mask, problem.w_bar, 0.0)
         point = IhtPoint.at(problem, w)
         best.offer(point.w, point.value)
-        for rounds in range(1, max_rounds + 1):
+        while rounds < max_rounds:
+            rounds += 1
             index = active.nonzero().squeeze(1)
             descend(problem, point, best, index, max_iter, tol)
             if best.clock.expired:
@@ -102,7 +103,8 @@ def coordinate_descent(
         point = IhtPoint.at(problem, w)
         best.offer(point.w, point.value)
         index = mask.nonzero().squeeze(1)
-        for done in range(1, sweeps + 1):
+        while done < sweeps:
+            done += 1
             previous = point.value
             _sweep(problem, point, index, block)
             best.offer(point.w, point.value)

@@ -109,9 +109,10 @@ def complete(problem: Problem, mask: Tensor, scores: Tensor) -> Tensor:
 
 
 def keep_scores(problem: Problem) -> Tensor:
-    r"""What keeping each weight is worth before the curvature is seen: :math:`(\rho\bar w-g)^2/2\rho`.
+    r"""What keeping each weight is worth before the curvature is seen.
 
-    Falls back to :math:`\bar w^2` where rho is zero.
+    :math:`(\rho\bar w-g)^2/2\rho`, the gain at the zero dual point, or :math:`\bar w^2` where
+    some rho is zero.
     """
     rho = problem.rho
     gains = (rho * problem.w_bar - problem.g).square() / (2.0 * rho.clamp_min(1e-300))

@@ -102,7 +102,9 @@ def choose_candidates(problem: Problem, solver: SupportSolver, count: int) -> Te
     if p <= count:
         return torch.arange(p, device=problem.device)
     mask, rho = solver.mask, problem.rho
-    raw = torch.where(mask, solver.weights.square() * rho, solver.pull.square() / rho.clamp_min(1e-12))
+    raw = torch.where(
+        mask, solver.weights.square() * rho, solver.pull.square() / rho.clamp_min(1e-12)
+    )
     margins = problem.supports.exchange_margins(0.5 * raw, mask)
     wide = _both_sides(margins, mask, 3 * count)
     scores = 0.5 * raw

@@ -52,7 +52,9 @@ METHODS: dict[str, Method] = {
     for m in (
         Method("magnitude", "largest |w|, weights unchanged", magnitude, improves_start=False),
         Method("backsolve", "CHITA-BSO: magnitude support, weights solved exactly", backsolve),
-        Method("coordinate_descent", "CHITA-CD: the same support, cyclic descent", coordinate_descent),
+        Method(
+            "coordinate_descent", "CHITA-CD: the same support, cyclic descent", coordinate_descent
+        ),
         Method("iht", "hard thresholding with exact line search, then backsolve", iht),
         Method("chita", "CHITA single stage: active set, thresholding, backsolve", chita),
         Method("local_search", "best exact swaps from any solution", local_search),
@@ -98,6 +100,4 @@ def solve(
             f"{name} does not serve this problem (smallest rho {float(problem.rho.min()):.3g}, "
             f"family {problem.supports.name}); choose auto"
         )
-    return METHODS[name].function(
-        problem, start=start, time_limit=time_limit, seed=seed, **options
-    )
+    return METHODS[name].function(problem, start=start, time_limit=time_limit, seed=seed, **options)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
 from chita_opt.bounds.newton import SampleSpaceNewton
+from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
 from chita_opt.curvature import LowRank, SupportSolver
 from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
@@ -22,7 +22,6 @@ from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
-
 
 _LARGE = 4  # supports of so many times n get an early answer by conjugate gradients
 _REFIT_STEPS = 4
@@ -67,7 +66,9 @@ def relax_round(
     if not float(problem.rho.min()) > 0.0:
         raise MethodError("relax_round needs rho > 0; raise the ridge or use local_search")
     if not problem.supports.is_laminar:
-        raise MethodError(f"relax_round needs thresholds that {problem.supports.name} lacks; use chita")
+        raise MethodError(
+            f"relax_round needs thresholds that {problem.supports.name} lacks; use chita"
+        )
     best = Incumbent(problem, time_limit, start)
     stats: dict[str, object] = {}
     warm: dict[str, Tensor] = {}
@@ -134,7 +135,11 @@ def _solve_rounded(problem: Problem, state: RelaxationState) -> SupportSolver:
     gains = state.c.square() / (2.0 * problem.rho)
     mask = rounded_mask(problem, state.z, gains)
     system, C = state.system, problem.curvature
-    if isinstance(system, SampleSpaceNewton) and isinstance(C, LowRank) and system.factor is C.factor():
+    if (
+        isinstance(system, SampleSpaceNewton)
+        and isinstance(C, LowRank)
+        and system.factor is C.factor()
+    ):
         change = mask.double() / problem.rho - system.held
         index = change.nonzero().squeeze(1)
         if 2 * int(mask.sum()) > system.factor.dual_size and len(index) < int(mask.sum()):
@@ -157,7 +162,9 @@ def _random_roundings(
     """Random roundings of the undecided weights, improved in one shared reduced problem."""
     generator = torch.Generator().manual_seed(seed)
     free = (z > 1e-6) & (z < 1.0 - 1e-6)
-    distance = torch.where(free, -torch.ones_like(z), (solver.pull.square() / problem.rho).log().abs())
+    distance = torch.where(
+        free, -torch.ones_like(z), (solver.pull.square() / problem.rho).log().abs()
+    )
     chosen = distance.topk(min(problem.p, max(options.candidates, int(free.sum()))), largest=False)
     index = chosen.indices.sort().values
     fixed = solver.mask.clone()
@@ -170,7 +177,9 @@ def _random_roundings(
             break
         noise = torch.rand(problem.p, generator=generator, dtype=torch.float64).to(z.device)
         scores = torch.where(fixed, 10.0, z + 0.6 * noise * free + 1e-3)
-        scores = torch.where(fixed | torch.zeros_like(fixed).index_fill(0, index, True), scores, 0.0)
+        scores = torch.where(
+            fixed | torch.zeros_like(fixed).index_fill(0, index, True), scores, 0.0
+        )
         tableau = Tableau(Q, q, problem.supports.best_support(scores)[index])
         swap_down(problem, tableau, index, fixed, options, best.clock, solver.value)
         if base.value + tableau.value < lowest:

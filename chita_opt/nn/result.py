@@ -187,6 +187,9 @@ class PruningResult:
             self._proof(),
             *(self._row(row) for row in self.layers),
         ]
+        if self.certificate is not None and len(self.layers) > 1:
+            joint = 1.0 - sum(row.gap_share or 0.0 for row in self.layers)
+            lines.append(f"  the layers together: {100 * joint:.1f} % of the gap")
         return "\n".join(lines)
 
     __str__ = summary.fget  # type: ignore[assignment]

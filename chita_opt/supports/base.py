@@ -139,9 +139,9 @@ class SupportFamily(ABC):
         return torch.where(mask, scores, -scores)
 
     def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
-        """Boolean (len(outgoing), len(incoming)): may weight i leave and weight j enter ``mask``?
+        """Whether weight i may leave ``mask`` and weight j enter, for all pairs.
 
-        None stands for "always".
+        Boolean (len(outgoing), len(incoming)); None stands for "always".
         """
         allowed = torch.zeros(len(outgoing), len(incoming), dtype=torch.bool, device=mask.device)
         trial = mask.clone()

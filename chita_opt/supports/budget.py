@@ -96,7 +96,9 @@ class Budget(SupportFamily):
         return cls(torch.arange(p) // m, caps, title=f"{n}:{m}")
 
     @classmethod
-    def per_block(cls, labels: Tensor | Sequence[int], caps: Tensor | Sequence[int] | int) -> Budget:
+    def per_block(
+        cls, labels: Tensor | Sequence[int], caps: Tensor | Sequence[int] | int
+    ) -> Budget:
         """At most ``caps[b]`` (or the same count) weights in every labelled block."""
         label = torch.as_tensor(labels, dtype=torch.int64).clone()
         blocks = int(label.max()) + 1 if len(label) else 0
@@ -198,7 +200,7 @@ class Budget(SupportFamily):
         s = self.check_scores(scores).double()
         groups = self._groups(s.device)
         mask = thresholds.top_mask(s, groups)
-        level = groups.maximum(torch.where(mask, torch.zeros_like(s), s))
+        level = groups.maximum(torch.where(mask, torch.zeros_like(s), s)).clamp_min(0.0)
         if self.total is None:
             return level.cpu().numpy()
         tau = s.new_zeros(())

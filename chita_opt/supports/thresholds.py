@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _MAX_STEPS = 100
+_RESOLUTION = 4.0 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +106,7 @@ def top_mask(scores: Tensor, groups: Groups) -> Tensor:
     return torch.zeros_like(keep).scatter_(0, order, keep)
 
 
-def group_thresholds(
-    base: Tensor, epsilon: Tensor, groups: Groups, start: Tensor | None
-) -> Tensor:
+def group_thresholds(base: Tensor, epsilon: Tensor, groups: Groups, start: Tensor | None) -> Tensor:
     r"""Solve :math:`\sum_{j\in G}\mathrm{clip}((b_j-\theta_G)/\epsilon_j,0,1)=m_G`, theta >= 0.
 
     A safeguarded Newton iteration on the piecewise linear sums, all groups at once. Where the
@@ -124,6 +123,9 @@ def group_thresholds(
         high = torch.where(excess <= 0, theta, high)
         low = torch.where(excess > 0, theta, low)
         done = (excess.abs() <= 1e-10 * caps.clamp_min(1.0)) | ((excess <= 0) & (theta == 0))
+        narrow = high - low <= _RESOLUTION * high  # no number between them is worth a try
+        theta = torch.where(narrow & ~done, high, theta)
+        done |= narrow
         if bool(done.all()):
             break
         theta = torch.where(done, theta, _newton_step(theta, excess, slope, low, high))
@@ -133,7 +135,10 @@ def group_thresholds(
 def total_threshold(
     base: Tensor, epsilon: Tensor, groups: Groups, theta: Tensor, total: int, start: Tensor | None
 ) -> Tensor:
-    r"""Smallest tau >= 0 with :math:`\sum_j\mathrm{clip}((b_j-\max(\theta_G,\tau))/\epsilon_j)\le k`."""
+    r"""Smallest tau >= 0 that brings the sum of z within the total.
+
+    :math:`z_j=\mathrm{clip}((b_j-\max(\theta_G,\tau))/\epsilon_j,0,1)`.
+    """
     low, high = base.new_zeros(()), base.max().clamp_min(0.0)
     tau = low if start is None else torch.minimum(start.clamp_min(0.0), high)
     own = groups.spread(theta)
@@ -146,14 +151,16 @@ def total_threshold(
         low = torch.where(excess > 0, tau, low)
         if float(excess.abs()) <= 1e-10 * max(total, 1) or (float(excess) <= 0 and float(tau) == 0):
             break
+        if float(high - low) <= _RESOLUTION * float(high):
+            return high
         tau = _newton_step(tau, excess, slope, low, high)
     return tau
 
 
 def _newton_step(x: Tensor, excess: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Newton step where it stays inside (low, high), else bisection."""
+    """Newton step where it stays inside (low, high], else bisection."""
     middle = 0.5 * (low + high)
     step = x + excess / slope
-    inside = (step > low) & (step < high)
+    inside = (step > low) & (step <= high)
     edge = (slope > 0) & (step <= 0) & (low <= 0)
     return torch.where(inside, step, torch.where(edge, torch.zeros_like(x), middle))
