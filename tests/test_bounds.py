@@ -27,7 +27,7 @@ from chita_opt.heuristics import solve
 from chita_opt.problem import Problem, from_hessian
 from chita_opt.supports import Budget
 
-from .problems import CURVATURES, FAMILIES, PairBudget, gradients, make_problem, normal
+from .problems import CURVATURES, FAMILIES, gradients, make_problem, normal
 
 P = 12
 EVERY_FORM = pytest.mark.parametrize("form", CURVATURES)
@@ -169,6 +169,12 @@ def test_splits_of_large_problems_are_guessed(monkeypatch: pytest.MonkeyPatch) -
     assert dual_bound(problem, splits="none").value <= guess.value <= every.value * (1 + 1e-4)
 
 
+def test_guessed_splits_without_a_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("dense", "cardinality", ridge=0.0)
+    monkeypatch.setattr("chita_opt.bounds.root_bound._SOLVE_EVERY_SPLIT", 4)
+    assert 0.0 < dual_bound(problem).value <= enumerate_optimum(problem).objective
+
+
 # -- early ends ---------------------------------------------------------------------------------
 
 
@@ -192,11 +198,15 @@ def test_a_time_limit_returns_a_valid_bound(form: str, family: str) -> None:
     bound = dual_bound(problem, time_limit=1e-6, tol=1e-12)
     assert bound.seconds < 1.0
     assert bound.value <= enumerate_optimum(problem).objective * (1 + 1e-12)
-    assert bound.stats["stopped"] == "time"
+    assert bound.stats["newton_steps"] <= 1.0
 
 
+@pytest.mark.parametrize("call", [5, 9, 20, 50, 100, 150])
 @pytest.mark.parametrize("family", ["cardinality", "pairs"])
-def test_an_interrupt_returns_a_valid_bound(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_returns_a_valid_bound(
+    family: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the oracle runs: in the ascent, or between the ascents of two splits."""
     problem = make_problem("dense", family, linear=True)
     optimum = enumerate_optimum(problem).objective
     supports, calls = type(problem.supports), 0
@@ -205,13 +215,16 @@ def test_an_interrupt_returns_a_valid_bound(family: str, monkeypatch: pytest.Mon
     def interrupted(self, scores: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == call:
             raise KeyboardInterrupt
         return original(self, scores)
 
     monkeypatch.setattr(supports, "best_support", interrupted)
-    bound = dual_bound(problem, tol=1e-12)
-    assert calls >= 6
+    try:
+        bound = dual_bound(problem, tol=1e-12)
+    except KeyboardInterrupt:
+        pytest.fail("the bound so far was lost")
+    assert calls >= call
     assert bound.stats["stopped"] == "interrupt"
     assert bound.value <= optimum + 1e-12 * size_of(problem)
 
@@ -237,18 +250,6 @@ def test_warm_starts_reach_the_same_bound(form: str, family: str) -> None:
     starts = [solve(problem, "magnitude"), solve(problem), cold]
     for start in starts:
         same(dual_bound(problem, start=start, tol=1e-6), cold, problem)
-
-
-def test_a_laminar_family_seen_through_its_oracle_has_the_same_bound() -> None:
-    """One group a pair: the thresholds and the oracle's ascent agree."""
-    for seed in range(4):
-        problem = make_problem("low_rank", "pairs", seed=seed)
-        k = problem.supports.max_count // 2
-        # at most k of the pairs = all of the others zero; k = every pair, so only the caps differ
-        free = problem.with_supports(PairBudget(P, P // 2))
-        every = problem.with_supports(Budget.cardinality(P, P))
-        assert k <= P // 2
-        same(dual_bound(free, tol=1e-7), dual_bound(every, tol=1e-7), problem, 1e-4)
 
 
 class OracleOnly(Budget):
@@ -301,6 +302,7 @@ def test_newton_systems_solve_what_they_say(form: str, memory: float) -> None:
     for pool in ([-1] * 7, [0] * 7, [0, 0, 1, 1, 2, 2, 2], [-1, 0, 0, -1, 1, 1, 1]):
         free = FreePart(index, slope, stiffness, torch.tensor(pool))
         system = newton_system(factor, memory)
+        assert system.prepare(weights, None)  # afterwards small changes of the weights may wait
         assert system.prepare(weights, free)
         rhs = normal(source, factor.dual_size)
         M = torch.stack([apply_newton(factor, weights, free, e) for e in unit])

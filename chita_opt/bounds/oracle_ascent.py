@@ -55,28 +55,46 @@ def oracle_ascent(
 ) -> RelaxationState:
     """Pairwise Frank-Wolfe from the mask ``z``; arguments as in ``maximise_dual``."""
     relaxed = _Relaxed(factor, part, newton_system(factor, options.memory_limit))
-    atoms, shares = [z.clone()], [1.0]
     r, c, gains = relaxed.at(z)
     state = RelaxationState(r, c, z, r, -float("inf"))
     state.stats["newton_system"] = "oracle"
+    try:
+        _ascend(relaxed, supports, state, gains, scale, options, clock)
+    except KeyboardInterrupt:
+        if state.best == -float("inf"):
+            raise  # there is no bound yet
+        state.stopped = "interrupt"
+    return state
+
+
+def _ascend(
+    relaxed: _Relaxed,
+    supports: SupportFamily,
+    state: RelaxationState,
+    gains: Tensor,
+    scale: float,
+    options: RelaxationOptions,
+    clock: Clock,
+) -> None:
+    """Steps until done; ``state`` is whole after each."""
+    atoms, shares = [state.z.clone()], [1.0]
     for _ in range(options.max_outer * options.max_inner):
         target = supports.best_support(gains).double()
-        bound = relaxed.bound(r, float(gains @ target))
+        bound = relaxed.bound(state.r, float(gains @ target))
         if bound > state.best:
-            state.best, state.best_r = bound, r
+            state.best, state.best_r = bound, state.r
         clock.record(state.best)
-        gap = float(gains @ (target - z))
+        gap = float(gains @ (target - state.z))
         state.proximal = bound + gap
         if state.best >= options.target or gap < options.tol * (scale or abs(state.best)):
             state.stopped = "target" if state.best >= options.target else "tolerance"
-            break
+            return
         if clock.expired:
             state.stopped = "time"
-            break
-        z, r, c, gains = _pairwise_step(relaxed, atoms, shares, target, z, gains)
+            return
+        step = _pairwise_step(relaxed, atoms, shares, target, state.z, gains)
+        state.z, state.r, state.c, gains = step
         state.steps += 1
-    state.r, state.c, state.z = r, c, z
-    return state
 
 
 def _pairwise_step(

@@ -252,7 +252,7 @@ class _Ascent:
 
 
 def _shrink(shortest: float) -> float:
-    """Full steps allow a tenth of the smoothing; shortened ones less; where none was found, more."""
+    """Full steps allow a tenth of the smoothing, shortened ones less; without a step it grows."""
     if shortest == 0.0:
         return 10.0  # too stiff for the line search: the same problem again would stall for good
     return 0.1 if shortest >= 0.99 else 0.1**0.5 if shortest >= 0.24 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from chita_opt.bounds.dual import Bound, check_ridge, dual_point, trivial_bound
@@ -72,19 +73,32 @@ def dual_bound(
         best = trivial_bound(problem, safe_split(problem.curvature, candidates["uniform"]))
     else:
         check_ridge(problem.rho)
-    for name in _order(problem, best, candidates):
-        if (
-            clock.expired
-            or best.value >= options.target
-            or best.stats.get("stopped") == "interrupt"
-        ):
-            break
-        e = safe_split(problem.curvature, candidates[name])
-        assert e is not None
-        if float((problem.rho + e).min()) > 0.0:
-            trial = _solve(problem, e, name, best, options, clock)
-            best = trial if trial.value > best.value else best
+    best = _try_splits(problem, best, candidates, options, clock)
     return replace(best, seconds=clock.elapsed, trace=clock.trace)
+
+
+def _try_splits(
+    problem: Problem,
+    best: Bound,
+    candidates: dict[str, Tensor],
+    options: RelaxationOptions,
+    clock: Clock,
+) -> Bound:
+    """The best of ``best`` and the splits' bounds; Ctrl-C keeps the best so far."""
+    interrupted = best.stats.get("stopped") == "interrupt"
+    try:
+        for name in _order(problem, best, candidates):
+            if clock.expired or interrupted or best.value >= options.target:
+                break
+            e = safe_split(problem.curvature, candidates[name])
+            assert e is not None
+            if float((problem.rho + e).min()) > 0.0:
+                trial = _solve(problem, e, name, best, options, clock)
+                interrupted = trial.stats["stopped"] == "interrupt"
+                best = trial if trial.value > best.value else best
+    except KeyboardInterrupt:  # between two ascents
+        interrupted = True
+    return replace(best, stats={**best.stats, "stopped": "interrupt"}) if interrupted else best
 
 
 def _target(problem: Problem, start: Solution | Bound | None, gap: float | None) -> float:
@@ -102,8 +116,8 @@ def _order(problem: Problem, best: Bound, candidates: dict[str, Tensor]) -> list
     """All candidates for small problems, else the one that looks best at the current witness."""
     if problem.p <= _SOLVE_EVERY_SPLIT or len(candidates) < 2:
         return list(candidates)
-    assert best.z is not None
-    v = best.z * problem.w_bar - problem.w_bar  # any displacement tells the splits apart
+    z = torch.zeros_like(problem.w_bar) if best.z is None else best.z
+    v = z * problem.w_bar - problem.w_bar  # any displacement tells the splits apart
 
     def value(name: str) -> float:
         Q = less_diagonal(problem.curvature, candidates[name])

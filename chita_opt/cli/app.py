@@ -1,0 +1,196 @@
+"""The commands. Each imports what it needs when it runs, so that help and verify start fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chita_opt import __version__
+from chita_opt.cli import options as o
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    verify: the claim is refused
+  2    bad usage or bad input
+  130  interrupted (Ctrl-C); solve, certify and prune still print the best answer so far
+"""
+
+_instance = click.argument(
+    "instance", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+
+
+@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="chita-opt")
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of one-line errors.")
+def app(debug: bool) -> None:
+    """Prune neural networks by optimisation, with a proof of how good the result is.
+
+    Bounds and gaps are about the quadratic model of the loss, not about the network's accuracy.
+    """
+
+
+@app.command(epilog=_EXIT_CODES)
+@_instance
+@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.ridge_option
+@o.method_option
+@o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("output", o.OutputChoice, *o.output_options)
+def solve(
+    instance: Path,
+    ridge: float,
+    method: str,
+    budget: o.BudgetChoice,
+    effort: o.EffortChoice,
+    output: o.OutputChoice,
+) -> int:
+    """Solve the quadratic problem in INSTANCE and prove a bound.
+
+    INSTANCE is a .npz file with A (samples x weights; the curvature is A'A/n) or H (weights x
+    weights), w_bar, and optionally g. Give --k or --sparsity, or a family such as 2:4.
+    """
+    from chita_opt.cli.solving import run_solve
+
+    return run_solve(instance, ridge, method, budget, effort, output)
+
+
+@app.command(epilog=_EXIT_CODES)
+@_instance
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Your weights (.npy), zero where pruned.",
+)
+@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.ridge_option
+@o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("output", o.OutputChoice, *o.output_options)
+def certify(
+    instance: Path,
+    weights: Path,
+    ridge: float,
+    budget: o.BudgetChoice,
+    effort: o.EffortChoice,
+    output: o.OutputChoice,
+) -> int:
+    """Prove how far your own weights are from the best allowed ones of INSTANCE.
+
+    Without --k, --sparsity and --family the budget is the number of your weights that are not
+    zero.
+    """
+    from chita_opt.cli.solving import run_certify
+
+    return run_certify(instance, weights, ridge, budget, effort, output)
+
+
+@app.command(epilog=_EXIT_CODES)
+@click.argument("certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--problem",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The problem's own file, if the certificate was saved without it.",
+)
+@click.option(
+    "--instance",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Check too that the certificate is about this instance (.npz).",
+)
+@o.json_option
+def verify(certificate: Path, problem: Path | None, instance: Path | None, as_json: bool) -> int:
+    """Re-check everything that CERTIFICATE claims, with numpy alone.
+
+    Exit code 1 if a byte was changed, or a claim is better than what the data give.
+    """
+    from chita_opt.cli.verifying import run_verify
+
+    return run_verify(certificate, problem, instance, as_json)
+
+
+@app.command(epilog=_EXIT_CODES)
+@o.grouped("code", o.UserCode, *o.code_options)
+@o.grouped("budget", o.BudgetChoice, *o.support_options)
+@o.grouped("curvature", o.CurvatureChoice, *o.curvature_options)
+@o.grouped("layers", o.LayerChoice, *o.layer_options)
+@o.method_option
+@o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("output", o.PruneOutput, *o.prune_output_options)
+def prune(
+    code: o.UserCode,
+    budget: o.BudgetChoice,
+    curvature: o.CurvatureChoice,
+    layers: o.LayerChoice,
+    method: str,
+    effort: o.EffortChoice,
+    output: o.PruneOutput,
+) -> int:
+    """Prune your own model, given as MODULE:FUNCTION; modules are found from this folder.
+
+    --out gets the whole pruned state dict and the masks (safetensors).
+    """
+    from chita_opt.cli.pruning import run_prune
+
+    return run_prune(code, budget, curvature, layers, method, effort, output)
+
+
+@app.command(epilog=_EXIT_CODES)
+@click.argument("instance", metavar="INSTANCE|demo-net")
+@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.ridge_option
+@click.option(
+    "--methods",
+    default="magnitude,backsolve,chita,relax_round",
+    show_default=True,
+    help="Names, separated by commas.",
+)
+@o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.json_option
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write objective and bound over time (.png).",
+)
+def compare(
+    instance: str,
+    budget: o.BudgetChoice,
+    ridge: float,
+    methods: str,
+    effort: o.EffortChoice,
+    as_json: bool,
+    plot: Path | None,
+) -> int:
+    """Run several methods on INSTANCE (or the shipped network) and hold them against one bound.
+
+    --time-limit is for each method, and for the bound.
+    """
+    from chita_opt.cli.comparing import run_compare
+
+    return run_compare(instance, budget, ridge, methods.split(","), effort, as_json, plot)
+
+
+@app.command(epilog=_EXIT_CODES)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("chita-demo"),
+    show_default=True,
+    help="Folder for the certificate and the plots.",
+)
+@click.option(
+    "--sparsities", default="0.5,0.8,0.9,0.95,0.98", show_default=True, help="Separated by commas."
+)
+@click.option("--time-limit", type=o.seconds, help="Seconds for each method, and for each bound.")
+@o.seed_option
+@o.json_option
+def demo(out: Path, sparsities: str, time_limit: float | None, seed: int, as_json: bool) -> int:
+    """Prune a small trained network by several methods and prove how good each result is.
+
+    The network is the paper's 784-40-20-10 perceptron, trained on 4,000 real MNIST images; it is
+    part of the package. Takes about a minute.
+    """
+    from chita_opt.cli.demo import run_demo
+
+    return run_demo(out, sparsities.split(","), time_limit, seed, as_json)

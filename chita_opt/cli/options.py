@@ -1,0 +1,246 @@
+"""Options of the commands, grouped into dataclasses so that no command has a dozen parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+METHOD_NAMES = (
+    "auto",
+    "magnitude",
+    "backsolve",
+    "coordinate_descent",
+    "iht",
+    "chita",
+    "local_search",
+    "relax_round",
+)
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetChoice:
+    """Which supports are allowed."""
+
+    k: int | None
+    sparsity: float | None
+    family: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffortChoice:
+    """How long to try, and how well to prove."""
+
+    time_limit: float | None
+    gap: float | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputChoice:
+    """What to print and write."""
+
+    as_json: bool
+    save_weights: Path | None
+    save_certificate: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOutput:
+    """What pruning a network prints and writes."""
+
+    as_json: bool
+    out: Path | None
+    save_certificate: Path | None
+    certify: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserCode:
+    """The user's own model and data."""
+
+    model: str
+    data: str
+    test: str | None
+    checkpoint: Path | None
+    loss: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureChoice:
+    """How the curvature of a network is measured."""
+
+    curvature: str
+    rows: int
+    batch_size: int
+    ridge: float
+    ridge_unit: str
+    first_order: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChoice:
+    """Which layers are pruned, and whether the sparsity is of each."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    scope: str
+    memory_limit: int | None
+
+
+def grouped(name: str, kind: type, *options: Callable[[Command], Command]) -> Any:
+    """Decorate a command with options and hand them over as one ``kind`` under ``name``."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def gathered(**values: Any) -> Any:
+            own = {field.name: values.pop(field.name) for field in fields(kind)}
+            return command(**values, **{name: kind(**own)})
+
+        for option in reversed(options):
+            gathered = option(gathered)
+        return gathered
+
+    return decorate
+
+
+seconds = click.FloatRange(min=0.0, min_open=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+ridge_option = click.option(
+    "--ridge",
+    type=click.FloatRange(min=0.0),
+    default=1e-3,
+    show_default=True,
+    help="Ridge rho of the quadratic model, in units of the curvature.",
+)
+
+
+def _budget_options(flag: str) -> tuple[Callable[[Command], Command], ...]:
+    return (
+        click.option("-k", "--k", type=click.IntRange(min=0), help="Weights to keep."),
+        click.option(
+            "--sparsity", type=click.FloatRange(0.0, 1.0), help="Share of weights to remove."
+        ),
+        click.option(
+            flag,
+            "family",
+            default="cardinality",
+            show_default=True,
+            help="cardinality, N:M (as 2:4), blocks:WIDTH:M or rows:WIDTH:M.",
+        ),
+    )
+
+
+family_options = _budget_options("--family")
+support_options = _budget_options("--support")
+method_option = click.option(
+    "--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="Method."
+)
+effort_options = (
+    click.option("--time-limit", type=seconds, help="Seconds for method and bound together."),
+    click.option("--gap", type=click.FloatRange(min=0.0), help="Relative gap to stop at, as 0.001."),
+    seed_option,
+)
+_certificate_option = click.option(
+    "--save-certificate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a file that `chita-opt verify` re-checks.",
+)
+output_options = (
+    json_option,
+    click.option(
+        "--save-weights",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the weights (.npy, float64).",
+    ),
+    _certificate_option,
+)
+prune_output_options = (
+    json_option,
+    click.option(
+        "--out",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the pruned state dict, the masks and the report (.safetensors).",
+    ),
+    _certificate_option,
+    click.option("--certify/--no-certify", default=True, help="Whether to prove a bound."),
+)
+code_options = (
+    click.option("--model", required=True, metavar="MODULE:FUNCTION", help="Returns the model."),
+    click.option(
+        "--data",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="Returns calibration data: (x, y), a dataset or a loader.",
+    ),
+    click.option(
+        "--test",
+        metavar="MODULE:FUNCTION",
+        help="Returns (x, y) on which accuracy is measured before and after.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="State dict to load into the model: safetensors, or torch (read with weights_only).",
+    ),
+    click.option(
+        "--loss",
+        type=click.Choice(["nll", "cross-entropy", "mse"]),
+        default="cross-entropy",
+        show_default=True,
+        help="Loss of model(x) and y; nll for models that return log-probabilities.",
+    ),
+)
+curvature_options = (
+    click.option(
+        "--curvature",
+        type=click.Choice(["gradients", "inputs"]),
+        default="gradients",
+        show_default=True,
+        help="One model of the loss, or layer-wise reconstruction.",
+    ),
+    click.option(
+        "--rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Gradient rows."
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Samples averaged in each row.",
+    ),
+    ridge_option,
+    click.option(
+        "--ridge-unit",
+        type=click.Choice(["absolute", "mean_diagonal"]),
+        default="absolute",
+        show_default=True,
+        help="Whether the ridge is a multiple of the mean diagonal of the curvature.",
+    ),
+    click.option(
+        "--first-order",
+        type=click.Choice(["0", "1/m", "1"]),
+        default="0",
+        show_default=True,
+        help="Factor of the linear term.",
+    ),
+)
+layer_options = (
+    click.option("--include", multiple=True, help="Layer, parameter or pattern to prune; repeatable."),
+    click.option("--exclude", multiple=True, help="The same, to leave alone; wins; repeatable."),
+    click.option(
+        "--scope",
+        type=click.Choice(["global", "layer"]),
+        default="global",
+        show_default=True,
+        help="Whether the sparsity is of all weights together or of each layer.",
+    ),
+    click.option("--memory-limit", type=click.IntRange(min=1), help="Bytes."),
+)

@@ -1,0 +1,147 @@
+"""``prune``: the user's own network."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.options import (
+    BudgetChoice,
+    CurvatureChoice,
+    EffortChoice,
+    LayerChoice,
+    PruneOutput,
+    UserCode,
+)
+from chita_opt.cli.screen import SCOPE_SENTENCE, Stages, check_folders, print_json, stages
+from chita_opt.cli.solving import certificate_report
+from chita_opt.cli.user_code import LOSSES, build_model, call
+from chita_opt.errors import DataError
+from chita_opt.nn import PruneOptions, PruningResult, accuracy, prune, save_weights
+from chita_opt.solution import Status
+
+
+def run_prune(
+    code: UserCode,
+    budget: BudgetChoice,
+    curvature: CurvatureChoice,
+    layers: LayerChoice,
+    method: str,
+    effort: EffortChoice,
+    output: PruneOutput,
+) -> int:
+    """Prune the user's model, write and print the result."""
+    if output.save_certificate is not None and not output.certify:
+        raise click.UsageError("--save-certificate needs a bound; leave out --no-certify")
+    check_folders(output.out, output.save_certificate)
+    model = build_model(code.model, code.checkpoint)
+    data = call(code.data, "--data")()
+    test = call(code.test, "--test")() if code.test else None
+    with stages() as shown:
+        options = prune_options(budget, curvature, layers, effort, output, shown)
+        result = prune(
+            model,
+            LOSSES[code.loss],
+            data,
+            sparsity=budget.sparsity,
+            support=budget.family,
+            method=method,
+            options=options,
+        )
+    pruned = result.apply_(copy.deepcopy(model))
+    report = _report(result, _accuracies(model, pruned, test), effort, curvature)
+    if output.out is not None:
+        notes = {"report": json.dumps(result.report())}
+        save_weights(output.out, pruned, masks=result.masks, metadata=notes)
+    if output.save_certificate is not None and result.certificate is not None:
+        result.certificate.save(output.save_certificate)
+    _show(report, result, output)
+    return INTERRUPTED if result.solution.status is Status.INTERRUPTED else OK
+
+
+def prune_options(
+    budget: BudgetChoice,
+    curvature: CurvatureChoice,
+    layers: LayerChoice,
+    effort: EffortChoice,
+    output: PruneOutput,
+    shown: Stages,
+) -> PruneOptions:
+    """The library's options for the command line's."""
+    first_order: float | str = curvature.first_order
+    return PruneOptions(
+        k=budget.k,
+        curvature=curvature.curvature,  # type: ignore[arg-type]
+        scope=layers.scope,  # type: ignore[arg-type]
+        certify=output.certify,
+        rows=curvature.rows,
+        batch_size=curvature.batch_size,
+        first_order=first_order if first_order == "1/m" else float(first_order),
+        ridge=curvature.ridge,
+        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
+        include=layers.include or None,
+        exclude=layers.exclude,
+        seed=effort.seed,
+        time_limit=effort.time_limit,
+        target_gap=effort.gap,
+        memory_limit=layers.memory_limit,
+        progress=shown.report,
+    )
+
+
+def _accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, float]:
+    if test is None:
+        return {}
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise DataError(f"--test must return (x, y), got {type(test).__name__}")
+    return {"dense_accuracy": accuracy(model, *test), "accuracy": accuracy(pruned, *test)}
+
+
+def _report(
+    result: PruningResult,
+    accuracies: dict[str, float],
+    effort: EffortChoice,
+    curvature: CurvatureChoice,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "upper": result.objective,
+        "lower": None,
+        "gap": None,
+        "status": str(result.solution.status),
+        "nnz": result.solution.nnz,
+        "method": result.solution.method,
+        "bound_proof": None,
+    }
+    if result.certificate is not None:
+        found |= certificate_report(result.certificate)
+    own = result.report()
+    own.pop("certificate")
+    return own | found | accuracies | {
+        "seconds": result.seconds["total"],
+        "stage_seconds": dict(result.seconds),
+        "ridge": curvature.ridge,
+        "seed": effort.seed,
+    }  # fmt: skip
+
+
+def _show(report: dict[str, Any], result: PruningResult, output: PruneOutput) -> None:
+    if output.as_json:
+        print_json(report)
+        return
+    click.echo(result.summary)
+    if "accuracy" in report:
+        before, after = report["dense_accuracy"], report["accuracy"]
+        click.echo(f"test accuracy {before:.2f} % before, {after:.2f} % after")
+    path: Path | None = output.out
+    if path is not None:
+        click.echo(f"wrote {path}")
+    click.echo(SCOPE_SENTENCE)
+
+
+__all__ = ["prune_options", "run_prune"]

@@ -1,0 +1,103 @@
+"""``verify``: numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from chita_opt.certify.container import read_sealed
+from chita_opt.certify.verify import Verification, verify_file
+from chita_opt.cli import OK, REFUSED
+from chita_opt.cli.screen import SCOPE_SENTENCE, percent, print_json
+from chita_opt.errors import CertificateError, DataError
+
+Array = np.ndarray
+
+
+def run_verify(
+    path: Path, problem: Path | None, instance: Path | None, as_json: bool
+) -> int:
+    """Check a certificate; the exit code says whether its claims hold."""
+    try:
+        found = verify_file(path, problem)
+        if instance is not None:
+            check_instance(problem or path, instance)
+    except CertificateError as error:
+        return _refuse(str(error), as_json)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        return _refuse(f"{path} is malformed: {error!r}", as_json)
+    if as_json:
+        print_json({"verified": True, **_report(found)})
+    else:
+        click.echo(_lines(path, found))
+    return OK
+
+
+def check_instance(path: Path, instance: Path) -> None:
+    """Refuse a certificate whose problem has other data than an instance file.
+
+    Raises
+    ------
+    CertificateError
+        If an array differs.
+    DataError
+        If the instance cannot be read.
+    """
+    arrays, claims = read_sealed(path)
+    given = _instance_arrays(instance)
+    w_bar = arrays["problem.w_bar"]
+    stored = {"w_bar": w_bar, "g": arrays["problem.g"]}
+    expected = {"g": np.zeros_like(w_bar)} | given
+    if "A" in given:
+        stored["A"] = arrays.get("problem.curvature.columns", w_bar).T
+        if claims["problem"]["curvature"].get("scale") != 1.0 / len(given["A"]):
+            raise CertificateError(f"{path} is not about {instance}: the scale of A'A differs")
+    else:
+        stored["H"] = arrays.get("problem.curvature.H", w_bar)
+        expected["H"] = 0.5 * (given["H"] + given["H"].T)  # as it was made symmetric
+    for name, array in stored.items():
+        if not np.array_equal(array, expected[name]):
+            raise CertificateError(f"{path} is not about {instance}: {name} differs")
+
+
+def _instance_arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            given = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is not a readable .npz file: {error}") from error
+    if "w_bar" not in given or ("A" in given) == ("H" in given):
+        raise DataError(f"{path} must hold w_bar and either A or H")
+    return given
+
+
+def _report(found: Verification) -> dict[str, Any]:
+    values = asdict(found)
+    return values | {"gap": values["relative_gap"], "gap_absolute": values["gap"]}
+
+
+def _lines(path: Path, found: Verification) -> str:
+    return "\n".join(
+        [
+            f"{path}: verified",
+            f"objective    {found.upper:.8g}",
+            f"lower bound  {found.lower:.8g}  (includes {found.allowance:.1e} for rounding)",
+            f"gap          {percent(found.relative_gap)}",
+            f"kept         {found.nnz:,} of {found.p:,} weights",
+            SCOPE_SENTENCE,
+        ]
+    )
+
+
+def _refuse(reason: str, as_json: bool) -> int:
+    if as_json:
+        print_json({"verified": False, "reason": reason})
+    else:
+        click.echo(f"refused: {reason}", err=True)
+    return REFUSED
