@@ -186,7 +186,9 @@ def planted_instance(
         If an argument is out of range or the family keeps no weight.
     """
     if not ridge > 0.0 or not 0.0 <= margin < 1.0:
-        raise DataError(f"ridge is {ridge} and margin {margin}; need ridge > 0 and margin in [0, 1)")
+        raise DataError(
+            f"ridge is {ridge} and margin {margin}; need ridge > 0 and margin in [0, 1)"
+        )
     rng = _generator(n, p, seed)
     family = supports or Budget.cardinality(p, max(1, p // 4))
     A = torch.randn(n, p, generator=rng, dtype=torch.float64)
@@ -226,7 +228,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} holds one array without a name; save with np.savez(file, A=...)")
+            raise DataError(
+                f"{path} holds one array without a name; save with np.savez(file, A=...)"
+            )
         with archive:
             names = {"A", "H", "w_bar", "g"} & set(archive.files)
             if not names:

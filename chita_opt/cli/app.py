@@ -17,9 +17,7 @@ Exit codes:
   130  interrupted (Ctrl-C); solve, certify and prune still print the best answer so far
 """
 
-_instance = click.argument(
-    "instance", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+_instance = click.argument("instance", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 @click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -145,7 +145,9 @@ method_option = click.option(
 )
 effort_options = (
     click.option("--time-limit", type=seconds, help="Seconds for method and bound together."),
-    click.option("--gap", type=click.FloatRange(min=0.0), help="Relative gap to stop at, as 0.001."),
+    click.option(
+        "--gap", type=click.FloatRange(min=0.0), help="Relative gap to stop at, as 0.001."
+    ),
     seed_option,
 )
 _certificate_option = click.option(
@@ -233,7 +235,9 @@ curvature_options = (
     ),
 )
 layer_options = (
-    click.option("--include", multiple=True, help="Layer, parameter or pattern to prune; repeatable."),
+    click.option(
+        "--include", multiple=True, help="Layer, parameter or pattern to prune; repeatable."
+    ),
     click.option("--exclude", multiple=True, help="The same, to leave alone; wins; repeatable."),
     click.option(
         "--scope",

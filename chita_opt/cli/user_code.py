@@ -42,7 +42,9 @@ def call(reference: str, option: str) -> Any:
         missing = error.name or module_name
         if module_name != missing and not module_name.startswith(f"{missing}."):
             raise  # a fault inside the user's module
-        raise DataError(f"{option}: there is no module {module_name!r} in {here} or installed") from error
+        raise DataError(
+            f"{option}: there is no module {module_name!r} in {here} or installed"
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         raise DataError(f"{option}: {module_name!r} has no function {name!r}")

@@ -18,9 +18,7 @@ from chita_opt.errors import CertificateError, DataError
 Array = np.ndarray
 
 
-def run_verify(
-    path: Path, problem: Path | None, instance: Path | None, as_json: bool
-) -> int:
+def run_verify(path: Path, problem: Path | None, instance: Path | None, as_json: bool) -> int:
     """Check a certificate; the exit code says whether its claims hold."""
     try:
         found = verify_file(path, problem)
@@ -60,7 +58,8 @@ def check_instance(path: Path, instance: Path) -> None:
             raise CertificateError(f"{path} is not about {instance}: the scale of A'A differs")
     else:
         stored["H"] = arrays.get("problem.curvature.H", w_bar)
-        expected["H"] = 0.5 * (given["H"] + given["H"].T)  # as it was made symmetric
+        H = given["H"].astype(np.float64)
+        expected["H"] = 0.5 * (H + H.T)  # as it was made symmetric
     for name, array in stored.items():
         if not np.array_equal(array, expected[name]):
             raise CertificateError(f"{path} is not about {instance}: {name} differs")

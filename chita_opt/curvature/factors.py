@@ -205,21 +205,26 @@ class BlockFactor(Factor):
         return torch.cat([f.column_norms() for f in self.parts])
 
 
-def symmetric_product(left: Tensor, right: Tensor, halvings: int = 2) -> Tensor:
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
     """``left' right`` where that is known to be symmetric, at about two thirds of the work.
 
     Blocks below the diagonal are copied from those above it.
     """
     n = right.shape[1]
-    if n < 256 or not halvings:
-        return left.T @ right
-    h = n // 2
     G = torch.empty(n, n, dtype=right.dtype, device=right.device)
-    G[:h, :h] = symmetric_product(left[:, :h], right[:, :h], halvings - 1)
-    G[h:, h:] = symmetric_product(left[:, h:], right[:, h:], halvings - 1)
+    _fill_symmetric(left, right, G, halvings=2 if n >= 256 else 0)
+    return G
+
+
+def _fill_symmetric(left: Tensor, right: Tensor, G: Tensor, halvings: int) -> None:
+    if not halvings:
+        torch.mm(left.T, right, out=G)
+        return
+    h = right.shape[1] // 2
+    _fill_symmetric(left[:, :h], right[:, :h], G[:h, :h], halvings - 1)
+    _fill_symmetric(left[:, h:], right[:, h:], G[h:, h:], halvings - 1)
     torch.mm(left[:, :h].T, right[:, h:], out=G[:h, h:])
     G[h:, :h] = G[:h, h:].T
-    return G
 
 
 def eigen_factor(H: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class WoodburySupport(SupportSolver):
         exact: bool = True,
         gram: Tensor | None = None,
         rhs: Tensor | None = None,
+        system: SampleSystem | None = None,
     ) -> WoodburySupport:
         """Form M and the right-hand side, or take those given, and solve."""
         if float(part.rho.min()) <= 0.0:
@@ -68,7 +69,7 @@ class WoodburySupport(SupportSolver):
         inverse = 1.0 / part.rho[S]
         G = factor.gram(S, inverse) if gram is None else gram
         single = factor.columns.dtype == torch.float32
-        system = _system(G, single=single)
+        system = system or _system(G, single=single)
         if rhs is None or exact:
             rhs = factor.forward(torch.where(mask, -part.g / part.rho, -part.w_bar), exact=exact)
         r = system.solve(rhs)
@@ -102,7 +103,9 @@ class WoodburySupport(SupportSolver):
 
     def polished(self) -> WoodburySupport:
         """The same support solved to float64, reusing the Gram matrix."""
-        return WoodburySupport.solve(self.factor, self.part, self.mask, gram=self.gram)
+        return WoodburySupport.solve(
+            self.factor, self.part, self.mask, gram=self.gram, system=self.system
+        )
 
     def inverse_diagonal(self, index: Tensor) -> Tensor:
         """``(1 - h_j)/rho_j`` with the leverage ``h_j = f_j' M^-1 f_j / rho_j``."""

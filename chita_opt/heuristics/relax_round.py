@@ -33,7 +33,7 @@ def relax_round(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    tol: float = 1e-2,
+    tol: float = 2e-2,
     roundings: int = 0,
     max_rounds: int = 1,
     candidates: int = 300,
@@ -84,7 +84,8 @@ def relax_round(
         fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
         stats["fractional"] = len(fractional)
         options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
-        extra = fractional[:candidates]
+        undecided = (state.z[fractional] - 0.5).abs().argsort()[: candidates // 2]
+        extra = fractional[undecided]
         solver, rounds, _ = improve(problem, solver, options, best, extra)
         if roundings and len(fractional):
             solver = _random_roundings(problem, solver, state.z, roundings, seed, options, best)
