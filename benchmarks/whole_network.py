@@ -106,7 +106,7 @@ def resnet_rows() -> tuple[Tensor, Tensor]:
     layers = select_layers(model, exclude=("*downsample*",))
     x, y = images("train", 8000)
     rows = gradient_rows(model, cross_entropy, (x, y), layers, rows=500, batch_size=16, seed=0)
-    return rows.A, layers.flatten(layers.weights(model))
+    return rows.A, layers.weights(model).double()
 
 
 def main() -> None:

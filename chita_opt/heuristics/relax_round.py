@@ -16,8 +16,9 @@ from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maxi
 from chita_opt.curvature import LowRank, SupportSolver
 from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
-from chita_opt.heuristics.incumbent import Incumbent, keep_scores
+from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
+from chita_opt.heuristics.magnitude import one_step_support
 from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
@@ -98,7 +99,7 @@ def _refit(problem: Problem, best: Incumbent, start: Solution | None) -> None:
     """A few conjugate-gradient steps on a support so large that its Gram matrix takes a while."""
     if start is not None or not isinstance(problem.curvature, LowRank):
         return
-    mask = problem.supports.best_support(keep_scores(problem))
+    mask = one_step_support(problem)
     if int(mask.sum()) < _LARGE * problem.curvature.image_size:
         return
     w = torch.where(mask, problem.w_bar, 0.0)
@@ -109,8 +110,7 @@ def _refit(problem: Problem, best: Incumbent, start: Solution | None) -> None:
 def _relax(
     problem: Problem, best: Incumbent, start: Solution | None, tol: float, memory_limit: float
 ) -> RelaxationState:
-    scores = keep_scores(problem)
-    mask = start.mask if start is not None else problem.supports.best_support(scores)
+    mask = start.mask if start is not None else one_step_support(problem)
     tail = float((0.5 * problem.rho * problem.scores)[~mask].sum())
     options = RelaxationOptions(tol=tol, memory_limit=memory_limit)
     return maximise_dual(
