@@ -35,7 +35,6 @@ _EXPORTS = {
     "METHODS": "chita_opt.heuristics",
     "solve": "chita_opt.heuristics",
     "Certificate": "chita_opt.certify",
-    "certify": "chita_opt.certify",
     "verify_file": "chita_opt.certify",
     "PruningResult": "chita_opt.nn",
     "prune": "chita_opt.nn",

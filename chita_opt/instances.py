@@ -226,22 +226,23 @@ def _with_weights(A: Tensor, rng: torch.Generator, linear: float) -> Instance:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(
-                f"{path} holds one array without a name; save with np.savez(file, A=...)"
-            )
-        with archive:
-            names = {"A", "H", "w_bar", "g"} & set(archive.files)
-            if not names:
-                raise DataError(f"{path} holds {archive.files or 'nothing'}; A or H is needed")
-            return {name: archive[name] for name in names}
+        with path.open("rb") as file:  # numpy leaves a damaged archive open
+            return _arrays(np.load(file, allow_pickle=False), path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except DataError:
+        raise
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def _arrays(archive: Any, path: Path) -> dict[str, NDArray[Any]]:
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds one array without a name; save with np.savez(file, A=...)")
+    names = {"A", "H", "w_bar", "g"} & set(archive.files)
+    if not names:
+        raise DataError(f"{path} holds {archive.files or 'nothing'}; A or H is needed")
+    return {name: archive[name] for name in names}
 
 
 def _checked(array: NDArray[Any], name: str, dimensions: int, path: str | Path) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from chita_opt.errors import CurvatureError, ProblemError
 from chita_opt.exact import enumerate_optimum
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem, from_hessian
+from chita_opt.solution import Solution
 from chita_opt.supports import Budget
 
 from .problems import CURVATURES, FAMILIES, gradients, make_problem, normal
@@ -198,7 +201,7 @@ def test_a_time_limit_returns_a_valid_bound(form: str, family: str) -> None:
     bound = dual_bound(problem, time_limit=1e-6, tol=1e-12)
     assert bound.seconds < 1.0
     assert bound.value <= enumerate_optimum(problem).objective * (1 + 1e-12)
-    assert bound.stats["newton_steps"] <= 1.0
+    assert bound.stats["newton_steps"] in (0.0, 1.0)
 
 
 @pytest.mark.parametrize("call", [5, 9, 20, 50, 100, 150])
@@ -246,10 +249,10 @@ def test_no_memory_gives_the_same_bound(form: str, family: str) -> None:
 @pytest.mark.parametrize("family", ["cardinality", "nested_n_of_m", "pairs"])
 def test_warm_starts_reach_the_same_bound(form: str, family: str) -> None:
     problem = make_problem(form, family, linear=True)
-    cold = dual_bound(problem, tol=1e-6)
-    starts = [solve(problem, "magnitude"), solve(problem), cold]
+    cold = dual_bound(problem, tol=1e-6, splits="none")
+    starts: list[Solution | Bound] = [solve(problem, "magnitude"), solve(problem), cold]
     for start in starts:
-        same(dual_bound(problem, start=start, tol=1e-6), cold, problem)
+        same(dual_bound(problem, start=start, tol=1e-6, splits="none"), cold, problem)
 
 
 class OracleOnly(Budget):
@@ -325,7 +328,7 @@ def test_more_weights_lower_the_bound(form: str, linear: bool) -> None:
         for k in range(0, P + 1, 2)
     ]
     slack = 1e-4 * size_of(problem)
-    assert all(a >= b - slack for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b - slack for a, b in pairwise(values))
 
 
 @EVERY_FORM
@@ -337,7 +340,7 @@ def test_scaling_the_data_scales_the_values(form: str) -> None:
                         factor * problem.g)  # fmt: skip
         base = Problem(LowRank(_root(problem), 1.0), problem.w_bar, problem.rho,
                        problem.supports, problem.g)  # fmt: skip
-        a, b = dual_bound(base, tol=1e-6), dual_bound(other, tol=1e-6)
+        a, b = (dual_bound(x, tol=1e-6, splits="none") for x in (base, other))
         assert b.value / factor == pytest.approx(a.value, rel=1e-5, abs=1e-7 * size_of(base))
         assert other.prune_all == pytest.approx(factor * base.prune_all)
         assert solve(other).objective / factor == pytest.approx(

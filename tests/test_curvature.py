@@ -240,12 +240,14 @@ def test_no_ridge_is_served_where_the_support_is_small() -> None:
 def test_a_singular_support_names_the_cure(form: str) -> None:
     C = CURVATURES[form](draw_for(), P)
     H = torch.ones(P, P, dtype=torch.float64)
-    singular = Dense(H) if form in ("dense", "deficient") else SharedRows(H[:4, :4], 3)
+    singular: Curvature = Dense(H) if form in ("dense", "deficient") else SharedRows(H[:4, :4], 3)
     if isinstance(C, BlockDiagonal):
         singular = BlockDiagonal([SharedRows(H[:4, :4], 3)])
     zero = torch.zeros(P, dtype=torch.float64)
     with pytest.raises(CurvatureError, match="raise the ridge"):
-        singular.support_solver(SeparablePart(zero + 1, zero, zero), torch.ones(P, dtype=torch.bool))
+        singular.support_solver(
+            SeparablePart(zero + 1, zero, zero), torch.ones(P, dtype=torch.bool)
+        )
 
 
 def rational_solve(A: Tensor, scale: float, part: SeparablePart, S: list[int]) -> list[Fraction]:

@@ -327,7 +327,8 @@ def test_a_family_with_only_an_oracle_says_so() -> None:
 @pytest.mark.parametrize(
     "size, sparsity, k",
     [(1000, 0.9, 100), (10, 0.3, 7), (1, 0.5, 1), (5, 0.5, 3), (32360, 0.98, 647), (7, 0.0, 7),
-     (7, 1.0, 0), (1000, 0.0005, 1000), (1000, 0.0015, 999), (3, 0.8333333, 1), (268336, 0.9, 26834)],
+     (7, 1.0, 0), (1000, 0.0005, 1000), (1000, 0.0015, 999), (3, 0.8333333, 1),
+     (268336, 0.9, 26834)],
 )  # fmt: skip
 def test_keep_count(size: int, sparsity: float, k: int) -> None:
     assert keep_count(size, sparsity).k == k
@@ -403,7 +404,7 @@ def test_descriptions(family: str) -> None:
     [
         (lambda: Budget.cardinality(5, 6), r"k is 6.*\[0, 5\]"),
         (lambda: Budget.cardinality(5, -1), r"k is -1"),
-        (lambda: Budget.cardinality(5, 2.5), r"k is 2.5"),
+        (lambda: Budget.cardinality(5, 2.5), r"k is 2.5"),  # type: ignore[arg-type]
         (lambda: Budget.n_of_m(10, 2, 4), "do not split"),
         (lambda: Budget.n_of_m(8, 5, 4), "n is 5"),
         (lambda: Budget.n_of_m(8, 0, 0), "do not split"),
@@ -432,7 +433,7 @@ def test_refused_families(build, words: str) -> None:  # type: ignore[no-untyped
 
 
 def test_families_from_text_take_a_total() -> None:
-    assert family_from_text("2:4", 12, k=5) .max_count == 5
+    assert family_from_text("2:4", 12, k=5).max_count == 5
     assert family_from_text("2:4", 12, sparsity=0.75).max_count == 3
     assert family_from_text("cardinality", 1000, sparsity=0.9).max_count == 100
 

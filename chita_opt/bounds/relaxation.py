@@ -48,6 +48,9 @@ class RelaxationOptions:
         Proximal steps; Newton steps in each.
     memory_limit : float
         Bytes for the Newton system; above it only products are taken.
+    smoothing : float
+        First proximal weight, as a share of the gain at the family's threshold; less than 1 when
+        the start is already close.
     """
 
     tol: float = 3e-5
@@ -55,6 +58,7 @@ class RelaxationOptions:
     max_outer: int = 40
     max_inner: int = 6
     memory_limit: float = 4e9
+    smoothing: float = 1.0
 
 
 @dataclass(eq=False)
@@ -156,7 +160,7 @@ def maximise_dual(
     state.system = system
     state.stats["newton_system"] = type(system).__name__
     clock.record(state.best)
-    prox = _Proximal(z, supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))
+    prox = _Proximal(z, options.smoothing * supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))
     _Ascent(dual, system, prox, state, scale, options, clock).ascend()
     return state
 

@@ -15,6 +15,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution
 
+_WARM = 0.05  # smoothing when the indicators come from an earlier relaxation
 _SOLVE_EVERY_SPLIT = 1500  # weights up to which all splits are solved, not only the best guess
 
 
@@ -164,6 +165,7 @@ def ascend(
     r = None
     if isinstance(start, Solution) and "z" in start.warm:
         z = start.warm["z"]
+        options = replace(options, smoothing=_WARM)
         r = problem.curvature.dual_of_image(start.warm["image"])
     elif isinstance(start, Solution):
         z = start.mask.double()

@@ -103,9 +103,10 @@ def grouped(name: str, kind: type, *options: Callable[[Command], Command]) -> An
             own = {field.name: values.pop(field.name) for field in fields(kind)}
             return command(**values, **{name: kind(**own)})
 
+        decorated: Command = gathered
         for option in reversed(options):
-            gathered = option(gathered)
-        return gathered
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 

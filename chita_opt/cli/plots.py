@@ -60,7 +60,7 @@ def plot_over_time(
     axes.set_xlabel("seconds")
     axes.set_ylabel("modelled loss increase")
     gap = 100.0 * certificate.relative_gap
-    axes.set_title(f"{title}: certified to {gap:.2g} % of the best possible", loc="left")
+    axes.set_title(f"{title}: proven gap {gap:.2g} %", loc="left")
     axes.legend(frameon=False)
     _write(figure, path)
 
@@ -85,13 +85,16 @@ def plot_accuracy(
             x,
             [a for _, a in curve],
             marker="o",
-            markersize=2.5 * width,
+            markersize=2.2 * width,
             linewidth=width,
             label=name,
             **style,
         )
     axes.axhline(dense, color="black", linewidth=0.6, linestyle=":")
-    axes.annotate("dense", (0, dense), xytext=(0, 3), textcoords="offset points", fontsize=8)
+    axes.annotate(
+        "dense", (1.0, dense), xytext=(-4, 4), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", fontsize=8,
+    )  # fmt: skip
     axes.set_xticks(range(len(places)), [f"{s:g}" for s in places])
     axes.set_xlabel("sparsity")
     axes.set_ylabel("test accuracy, %")
@@ -102,7 +105,7 @@ def plot_accuracy(
 
 def _width(i: int, count: int) -> float:
     """Thinner lines on top of thicker ones, so that methods that agree are all seen."""
-    return 4.5 - 3.0 * i / max(count - 1, 1)
+    return 3.4 - 2.0 * i / max(count - 1, 1)
 
 
 def _range(objectives: Sequence[float], lower: float) -> tuple[float, float]:

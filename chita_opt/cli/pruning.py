@@ -42,7 +42,7 @@ def run_prune(
     check_folders(output.out, output.save_certificate)
     model = build_model(code.model, code.checkpoint)
     data = call(code.data, "--data")()
-    test = call(code.test, "--test")() if code.test else None
+    test = _test_data(code.test)
     with stages() as shown:
         options = prune_options(budget, curvature, layers, effort, output, shown)
         result = prune(
@@ -77,14 +77,14 @@ def prune_options(
     first_order: float | str = curvature.first_order
     return PruneOptions(
         k=budget.k,
-        curvature=curvature.curvature,  # type: ignore[arg-type]
-        scope=layers.scope,  # type: ignore[arg-type]
+        curvature=curvature.curvature,
+        scope=layers.scope,
         certify=output.certify,
         rows=curvature.rows,
         batch_size=curvature.batch_size,
         first_order=first_order if first_order == "1/m" else float(first_order),
         ridge=curvature.ridge,
-        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
+        ridge_unit=curvature.ridge_unit,
         include=layers.include or None,
         exclude=layers.exclude,
         seed=effort.seed,
@@ -95,11 +95,18 @@ def prune_options(
     )
 
 
+def _test_data(reference: str | None) -> Any:
+    if reference is None:
+        return None
+    test = call(reference, "--test")()
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise DataError(f"--test must return (x, y), got {type(test).__name__}")
+    return test
+
+
 def _accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, float]:
     if test is None:
         return {}
-    if not isinstance(test, tuple | list) or len(test) != 2:
-        raise DataError(f"--test must return (x, y), got {type(test).__name__}")
     return {"dense_accuracy": accuracy(model, *test), "accuracy": accuracy(pruned, *test)}
 
 

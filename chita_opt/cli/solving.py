@@ -71,7 +71,7 @@ def run_certify(
     if len(w) != problem.p:
         raise DataError(f"{weights} has {len(w)} weights, {path} has {problem.p}")
     check_provable(problem)
-    solution = Solution(problem, w, "given weights", Status.FEASIBLE)
+    solution = Solution(problem, w, weights.name, Status.FEASIBLE)
     effort = effort_of(choice)
     limit = choice.time_limit
     if limit is not None:

@@ -72,14 +72,8 @@ class Incumbent:
         """
         w, value = self.w, self.value
         if backsolve and not (self.interrupted and solver is None and self.clock.expired):
-            mask = w != 0
-            if solver is None or not bool((solver.mask == mask).all()):
-                solver = self.problem.curvature.support_solver(self.problem.separable, mask)
-            # a tie within rounding goes to the exact weights: theirs is the float64 value
-            if solver.value <= value + 1e-5 * abs(value):
-                w, value = solver.weights, solver.value
-            elif self.problem.objective(solver.weights) <= self.problem.objective(w):
-                w, value = solver.weights, solver.value
+            with self.until_interrupt():  # Ctrl-C here keeps the weights at hand
+                w, value = self._solved_exactly(w, value, solver)
         if self.interrupted:
             status = Status.INTERRUPTED
         elif self.clock.expired and status is not Status.FEASIBLE:
@@ -89,6 +83,20 @@ class Incumbent:
             self.problem, w, method, status, self.clock.elapsed, self.clock.trace,
             dict(stats or {}), dict(warm or {}),
         )  # fmt: skip
+
+    def _solved_exactly(
+        self, w: Tensor, value: float, solver: SupportSolver | None
+    ) -> tuple[Tensor, float]:
+        """The exact minimiser on the support of ``w``, and its value; or ``w`` if that is lower."""
+        mask = w != 0
+        if solver is None or not bool((solver.mask == mask).all()):
+            solver = self.problem.curvature.support_solver(self.problem.separable, mask)
+        # a tie within rounding goes to the exact weights: theirs is the float64 value
+        if solver.value <= value + 1e-5 * abs(value):
+            return solver.weights, solver.value
+        if self.problem.objective(solver.weights) <= self.problem.objective(w):
+            return solver.weights, solver.value
+        return w, value
 
 
 def check_start(problem: Problem, start: Solution) -> None:

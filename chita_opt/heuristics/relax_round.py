@@ -77,6 +77,7 @@ def relax_round(
     with best.until_interrupt():
         _refit(problem, best, start)
         state = _relax(problem, best, start, tol, memory_limit)
+        best.interrupted = state.stopped == "interrupt"  # the rounding still pays, no more
         warm = {"z": state.z, "image": problem.curvature.image_of_dual(state.best_r)}
         stats |= {"newton_steps": state.steps, "relaxation": state.best, **state.stats}
         solver = _solve_rounded(problem, state)
@@ -84,14 +85,17 @@ def relax_round(
         stats["rounded"] = solver.value
         fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
         stats["fractional"] = len(fractional)
+        max_rounds = 0 if best.interrupted else max_rounds
         options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
         undecided = (state.z[fractional] - 0.5).abs().argsort()[: candidates // 2]
         extra = fractional[undecided]
         solver, rounds, _ = improve(problem, solver, options, best, extra)
-        if roundings and len(fractional):
+        if roundings and len(fractional) and not best.interrupted:
             solver = _random_roundings(problem, solver, state.z, roundings, seed, options, best)
         stats["rounds"] = rounds
-    exact = solver.polished() if isinstance(solver, WoodburySupport) else None
+    exact = None
+    with best.until_interrupt():
+        exact = solver.polished() if isinstance(solver, WoodburySupport) else None
     return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
 
 

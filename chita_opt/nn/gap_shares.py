@@ -6,7 +6,8 @@ witness v, pull c, gains :math:`\delta_j=c_j^2/2d_j` and multipliers y of the fa
 
 .. math::
     U-L=\tfrac12(x-v)^\top Q(x-v)
-        +\sum_{j\text{ kept}}\Big(\tfrac{d_j}2\big(w_j-\tfrac{c_j}{d_j}\big)^2+(\pi_j-\delta_j)^+\Big)
+        +\sum_{j\text{ kept}}\Big(\tfrac{d_j}2\big(w_j-\tfrac{c_j}{d_j}\big)^2
+            +(\pi_j-\delta_j)^+\Big)
         +\sum_{j\text{ pruned}}(\delta_j-\pi_j)^+ + \text{slack rows}.
 
 The sums over a layer's weights are that layer's share; the first term and the slack rows belong to

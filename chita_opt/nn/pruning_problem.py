@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def _layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[Bu
     for item in layer_map:
         own = supports.labels[item.start : item.stop]
         ranges.append((int(own.min()), int(own.max()) + 1))
-    if any(a[1] > b[0] for a, b in zip(ranges, ranges[1:], strict=False)):
+    if any(a[1] > b[0] for a, b in pairwise(ranges)):
         return
     for item, (first, stop) in zip(layer_map, ranges, strict=True):
         labels = supports.labels[item.start : item.stop] - first
@@ -228,7 +229,7 @@ def drawn_samples(data: Any, count: int, seed: int) -> Any:
     if isinstance(data, tuple | list):  # batches
         inputs = torch.cat([torch.as_tensor(b if isinstance(b, Tensor) else b[0]) for b in data])
         return inputs[_draw(len(inputs), count, seed).to(inputs.device)]
-    dataset = data.dataset if isinstance(data, DataLoader) else data
+    dataset: Any = data.dataset if isinstance(data, DataLoader) else data
     collate = data.collate_fn if isinstance(data, DataLoader) else None
     chosen = Subset(dataset, _draw(len(dataset), count, seed).tolist())
     return DataLoader(chosen, batch_size=min(count, 256), collate_fn=collate)

@@ -192,7 +192,8 @@ class PruningResult:
             lines.append(f"  the layers together: {100 * joint:.1f} % of the gap")
         return "\n".join(lines)
 
-    __str__ = summary.fget  # type: ignore[assignment]
+    def __str__(self) -> str:
+        return self.summary
 
     def _proof(self) -> str:
         if self.certificate is None:

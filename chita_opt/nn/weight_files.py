@@ -108,7 +108,9 @@ def load_weights(
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file} is not a readable safetensors file: {error}") from error
     if header.get("chita_opt", WEIGHTS_FORMAT) != WEIGHTS_FORMAT:
-        raise DataError(f"{file} has format {header['chita_opt']!r}; this version reads {WEIGHTS_FORMAT}")
+        raise DataError(
+            f"{file} has format {header['chita_opt']!r}; this version reads {WEIGHTS_FORMAT}"
+        )
     masks = {
         name.removeprefix(_MASK): mask.to(torch.bool)
         for name, mask in tensors.items()
