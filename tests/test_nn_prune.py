@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from chita_opt.errors import DataError, LayerError, ProblemError, SupportError
 from chita_opt.nn import PruneOptions, PruningResult, load_weights, prune, select_layers
 from chita_opt.nn.gradual import gradual_magnitude_
 from chita_opt.nn.pruning_problem import drawn_samples
+from chita_opt.solution import Status
 from chita_opt.supports import Budget, keep_count
 
 
@@ -324,3 +326,16 @@ def test_gradual_pruning_keeps_exactly_so_many() -> None:
         assert not bool(log_softmax.get_parameter(name)[~mask].any())
     with pytest.raises(DataError, match="seconds > 0"):
         gradual_magnitude_(log_softmax, x, y, sparsity=0.9, time_limit=0.0)
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"support": "2:4", "curvature": "inputs"}])
+def test_interrupts_leave_a_certified_answer(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("chita_opt.heuristics.relax_round"), "maximise_dual", stop)
+    result = run(**asked)
+    assert result.solution.status is Status.INTERRUPTED and result.solution.is_feasible
+    assert result.certificate is not None and result.certificate.lower <= result.objective

@@ -160,7 +160,9 @@ def maximise_dual(
     state.system = system
     state.stats["newton_system"] = type(system).__name__
     clock.record(state.best)
-    prox = _Proximal(z, options.smoothing * supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300))
+    prox = _Proximal(
+        z, options.smoothing * supports.smoothing_scale(dual.gains(c)).clamp_min(1e-300)
+    )
     _Ascent(dual, system, prox, state, scale, options, clock).ascend()
     return state
 

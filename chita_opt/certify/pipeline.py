@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import overload
 
 from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
 from chita_opt.bounds.splits import safe_split
@@ -17,7 +18,7 @@ from chita_opt.solution import Clock, Solution, Status
 
 OPTIMAL_GAP = 1e-9
 """Relative gap, rounding included, from which an answer is called optimal."""
-_CHECK_PASSES = 12  # what a certificate's own arithmetic costs, in products with the curvature
+_CHECK_PASSES = 6  # what a certificate's own arithmetic costs, in products with the curvature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Effort:
     method : str
         A name of ``METHODS``, or "auto".
     time_limit : float or None
-        Seconds over method and bound together. The method gets half of it, the bound what is
-        left, less the time of the certificate's own arithmetic as far as it can be foreseen.
+        Seconds over method, bound and the certificate's own arithmetic, which is foreseen from one
+        measured product: the method gets half of the rest, the bound what then is left.
     target_gap : float or None
         Stop the bound once the relative gap is this small.
     tol : float
@@ -84,7 +85,7 @@ def solve_certified(
     reserve = check_seconds(problem) if effort.time_limit is not None else 0.0
     name = choose_method(problem) if effort.method == "auto" else effort.method
     tell(name)
-    solution = run_method(problem, effort, share(clock, 0.5), start)
+    solution = run_method(problem, effort, share(clock, 0.5, reserve), start)
     tell("bound")
     bound = prove(solution, effort, less(clock.remaining, reserve))
     tell("certificate")
@@ -147,11 +148,16 @@ def check_provable(problem: Problem) -> None:
         )
 
 
-def share(clock: Clock, part: float) -> float | None:
-    """A share of the clock's remaining seconds."""
-    return None if clock.remaining is None else part * clock.remaining
+def share(clock: Clock, part: float, reserve: float = 0.0) -> float | None:
+    """A share of the clock's remaining seconds, of which a reserve is kept back."""
+    left = less(clock.remaining, reserve)
+    return None if left is None else part * left
 
 
+@overload
+def less(remaining: float, reserve: float) -> float: ...
+@overload
+def less(remaining: None, reserve: float) -> None: ...
 def less(remaining: float | None, reserve: float) -> float | None:
     """Remaining seconds less a reserve, at least a millisecond; None without a limit."""
     return None if remaining is None else max(remaining - reserve, 1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def run_solve(
     check_folders(output.save_weights, output.save_certificate)
     problem = instance_problem(path, ridge, budget)
     effort = effort_of(choice, method)
+    if effort.time_limit is not None:  # the limit is over the whole call, reading included
+        left = less(effort.time_limit - (time.perf_counter() - begin), 0.0)
+        effort = replace(effort, time_limit=left)
     with stages() as shown:
         certificate = solve_certified(problem, effort, on_stage=shown.begin)
     return _finish(path, certificate, ridge, budget, choice, output, begin)

@@ -143,22 +143,26 @@ class _Run:
     ) -> None:
         self.network, self.effort, self.options = network, effort, options
         self.clock, self.layer_map, self.dtypes = clock, layer_map, dtypes
+        self.reserve = 0.0  # seconds of the certificates' own arithmetic
+        if options.time_limit is not None and options.certify:
+            self.reserve = check_seconds(network.problem) * (2.0 if network.parts else 1.0)
 
     def solve(self) -> tuple[Solution, dict[str, Solution]]:
         """The solution over all layers, and the layers' own where they are independent."""
-        part = 0.5 if self.options.certify else 1.0
         parts = self.network.parts
         if not parts:
             self.options.tell("solve", 0, 0)
-            solution = run_method(self.network.problem, self.effort, share(self.clock, part))
+            solution = run_method(self.network.problem, self.effort, self._method_limit())
             return self._rounded(solution, self.layer_map.names), {}
         layers: dict[str, Solution] = {}
-        until = share(self.clock, part)
+        budget, begin = self._method_limit(), self.clock.elapsed
         for done, (name, problem) in enumerate(parts.items()):
             self.options.tell("solve", done, len(parts))
             # each layer gets its part, by weights, of what the layers before it have left
             left = sum(p.p for k, p in parts.items() if k not in layers)
-            limit = None if until is None else _left(self.clock, until, part) * problem.p / left
+            limit = None
+            if budget is not None:
+                limit = less(budget, self.clock.elapsed - begin) * problem.p / left
             layers[name] = self._rounded(run_method(problem, self.effort, limit), (name,))
             if layers[name].status is Status.INTERRUPTED:
                 self._finish_quickly(layers)
@@ -177,20 +181,23 @@ class _Run:
         self, solution: Solution, layers: Mapping[str, Solution]
     ) -> tuple[Certificate, dict[str, Certificate]]:
         """A certificate over all layers, and the layers' own where they are independent."""
-        reserve = check_seconds(solution.problem) if self.options.time_limit else 0.0
         if not layers:
             self.options.tell("bound", 0, 0)
-            bound = prove(solution, self.effort, less(self.clock.remaining, reserve))
+            bound = prove(solution, self.effort, less(self.clock.remaining, self.reserve))
             return certify(solution, bound=bound), {}
         own: dict[str, Certificate] = {}
         for done, (name, found) in enumerate(layers.items()):
             self.options.tell("bound", done, len(layers))
             left = sum(s.problem.p for k, s in layers.items() if k not in own)
-            limit = less(self.clock.remaining, 2.0 * reserve)
+            limit = less(self.clock.remaining, self.reserve)
             limit = None if limit is None else limit * found.problem.p / left
             own[name] = certify(found, bound=prove(found, self.effort, limit))
         bound = _joined_bound(self.network.problem, [c.bound for c in own.values()])
         return certify(solution, bound=bound), own
+
+    def _method_limit(self) -> float | None:
+        """Seconds for the methods: half of what is left where a bound is to follow, else all."""
+        return share(self.clock, 0.5 if self.options.certify else 1.0, self.reserve)
 
     def _rounded(self, solution: Solution, names: tuple[str, ...]) -> Solution:
         """The solution with the weights that the parameters' types can hold."""
@@ -204,13 +211,6 @@ def _effort(method: str, options: PruneOptions) -> Effort:
     effort = Effort(method=method, target_gap=options.target_gap, seed=options.seed)
     limit = options.memory_limit
     return effort if limit is None else replace(effort, memory_limit=float(limit))
-
-
-def _left(clock: Clock, until: float, part: float) -> float:
-    """Seconds that the methods still have, at least a millisecond."""
-    remaining = clock.remaining
-    assert remaining is not None
-    return max(remaining - until * (1.0 - part) / part, 1e-3)
 
 
 def _joined(problem: Problem, solutions: list[Solution]) -> Solution:
