@@ -54,8 +54,11 @@ wheel: $(STAMP)
 	cd / && "$(CURDIR)/.wheel/bin/python" -I "$(CURDIR)/tests/installed_wheel.py"
 	cd / && "$(CURDIR)/.wheel/bin/chita-opt" --version
 
+# the last two need reference data: CHITA_OPT_DATA
 bench: $(STAMP)
-	$(BIN)/chita-opt bench
+	$(BIN)/python benchmarks/small_problems.py
+	$(BIN)/python benchmarks/official_chita.py
+	$(BIN)/python benchmarks/whole_network.py
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

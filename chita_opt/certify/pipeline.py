@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
@@ -59,8 +59,8 @@ def solve_certified(
 ) -> Certificate:
     """Solve a problem and prove how far the answer may be from the best one.
 
-    Ctrl-C while the method runs ends it with its best answer so far, which is then certified with
-    the bound already at hand; ``certificate.solution.status`` says so.
+    Ctrl-C ends the method, or the bound, with the best so far, which is then certified;
+    ``certificate.solution.status`` says so.
 
     Parameters
     ----------
@@ -87,9 +87,16 @@ def solve_certified(
     tell(name)
     solution = run_method(problem, effort, share(clock, 0.5, reserve), start)
     tell("bound")
-    bound = prove(solution, effort, less(clock.remaining, reserve))
+    try:
+        bound = prove(solution, effort, less(clock.remaining, reserve))
+    except KeyboardInterrupt:
+        solution = replace(solution, status=Status.INTERRUPTED)
+        bound = bound_at_hand(solution)
     tell("certificate")
-    return certify(solution, bound=bound)
+    try:
+        return certify(solution, bound=bound)
+    except KeyboardInterrupt:  # the last step: it is done again, and a second Ctrl-C ends it
+        return certify(replace(solution, status=Status.INTERRUPTED), bound=bound)
 
 
 def run_method(
