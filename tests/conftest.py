@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# Thousands of tiny problems: one thread a process is faster than two, and far faster where another
+# process shares the cores. Set before torch is imported, so that subprocesses follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # `python -m pytest` puts the bare checkout first on sys.path, where there is no
