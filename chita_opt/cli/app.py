@@ -180,10 +180,16 @@ def compare(
 @click.option(
     "--sparsities", default="0.5,0.8,0.9,0.95,0.98", show_default=True, help="Separated by commas."
 )
-@click.option("--time-limit", type=o.seconds, help="Seconds for each method, and for each bound.")
+@click.option(
+    "--time-limit",
+    type=o.seconds,
+    default=8.0,
+    show_default=True,
+    help="Seconds for each method, and for each bound.",
+)
 @o.seed_option
 @o.json_option
-def demo(out: Path, sparsities: str, time_limit: float | None, seed: int, as_json: bool) -> int:
+def demo(out: Path, sparsities: str, time_limit: float, seed: int, as_json: bool) -> int:
     """Prune a small trained network by several methods and prove how good each result is.
 
     The network is the paper's 784-40-20-10 perceptron, trained on 4,000 real MNIST images; it is

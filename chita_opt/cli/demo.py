@@ -66,7 +66,7 @@ class _Demo:
 
 
 def run_demo(
-    out: Path, sparsities: Sequence[str], time_limit: float | None, seed: int, as_json: bool
+    out: Path, sparsities: Sequence[str], time_limit: float, seed: int, as_json: bool
 ) -> int:
     """Run everything, print the table, write certificate and plots."""
     wanted = _sparsities(sparsities)
