@@ -75,6 +75,12 @@ def dual_bound(
     else:
         check_ridge(problem.rho)
     best = _try_splits(problem, best, candidates, options, clock)
+    if float(problem.rho.min()) > 0.0:
+        floor = trivial_bound(problem, safe_split(problem.curvature))
+        if floor.value > best.value:  # an ascent cut short can lie below the zero witness
+            best = replace(
+                best, value=floor.value, witness=floor.witness, split=floor.split, proof="trivial"
+            )
     return replace(best, seconds=clock.elapsed, trace=clock.trace)
 
 

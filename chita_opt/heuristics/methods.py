@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from chita_opt.curvature import LowRank
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.chita import chita, coordinate_descent
 from chita_opt.heuristics.iht import iht
@@ -14,6 +15,8 @@ from chita_opt.heuristics.magnitude import backsolve, magnitude
 from chita_opt.heuristics.relax_round import relax_round
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution
+
+_LIGHT = 2000  # weights up to which every relaxation is cheap
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,13 @@ METHODS: dict[str, Method] = {
 
 
 def choose_method(problem: Problem) -> str:
-    """The default's rule: relax_round where it serves, else the swap search, else chita."""
-    if METHODS["relax_round"].serves(problem):
+    """The default's rule: relax_round where it serves, else the swap search, else chita.
+
+    On large curvatures without a low-rank factor the relaxation's Newton systems (one a row or
+    block) cost more than the whole swap search, which is then the default.
+    """
+    light = isinstance(problem.curvature, LowRank) or problem.p <= _LIGHT
+    if METHODS["relax_round"].serves(problem) and light:
         return "relax_round"
     return "local_search" if float(problem.rho.min()) > 0.0 else "chita"
 
