@@ -16,7 +16,7 @@ import torch
 from measuring import report
 
 import chita_opt as co
-from chita_opt.certify import certify, verify_file
+from chita_opt.certificates import certify, verify_file
 from chita_opt.curvature import Curvature
 from chita_opt.exact import enumerate_optimum
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import chita_opt as co
 from chita_opt.bounds import dual_bound
-from chita_opt.certify import certify
+from chita_opt.certificates import certify
 
 COLUMNS = (
     "net", "family", "ridge", "upper", "lower", "gap_%", "limit_%", "official_gap_%", "seconds",

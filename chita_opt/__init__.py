@@ -34,8 +34,11 @@ _EXPORTS = {
     "dual_bound": "chita_opt.bounds",
     "METHODS": "chita_opt.heuristics",
     "solve": "chita_opt.heuristics",
-    "Certificate": "chita_opt.certify",
-    "verify_file": "chita_opt.certify",
+    "load_instance": "chita_opt.instances",
+    "Certificate": "chita_opt.certificates",
+    "certify": "chita_opt.certificates",
+    "verify_file": "chita_opt.certificates",
+    "PruneOptions": "chita_opt.nn",
     "PruningResult": "chita_opt.nn",
     "prune": "chita_opt.nn",
 }

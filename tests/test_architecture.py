@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import chita_opt
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("chita_opt/**/*.py"), *ROOT.glob("formulations/**/*.py")])
 
@@ -27,7 +29,7 @@ ORDER = {
     "heuristics": 7,
     "formulations": 7,
     "exact": 8,
-    "certify": 9,
+    "certificates": 9,
     "nn": 10,
     "cli": 11,
 }
@@ -135,13 +137,13 @@ def test_no_pickle(path: Path) -> None:
     assert not pickles(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "container", "verify"])
+@pytest.mark.parametrize("name", ["arithmetic", "container", "verification"])
 def test_certificates_are_checked_with_numpy_alone(name: str) -> None:
-    source = (ROOT / "chita_opt" / "certify" / f"{name}.py").read_text()
-    found = set(imports(ast.parse(source), f"chita_opt.certify.{name}", False))
+    source = (ROOT / "chita_opt" / "certificates" / f"{name}.py").read_text()
+    found = set(imports(ast.parse(source), f"chita_opt.certificates.{name}", False))
     ours = {entry for entry in found if entry.startswith("chita_opt.")}
     others = {entry.split(".")[0] for entry in found - ours} - sys.stdlib_module_names
-    assert {room(entry) for entry in ours} <= {"errors", "certify"}
+    assert {room(entry) for entry in ours} <= {"errors", "certificates"}
     allowed = {"numpy", "safetensors"} if name == "container" else {"numpy"}  # it reads the file
     assert others <= allowed
 
@@ -152,7 +154,9 @@ def test_every_package_is_published() -> None:
     assert len(config["packages"]) == len(set(config["packages"]))
 
 
-@pytest.mark.parametrize("module", ["chita_opt", "chita_opt.cli", "chita_opt.certify.verify"])
+@pytest.mark.parametrize(
+    "module", ["chita_opt", "chita_opt.cli", "chita_opt.certificates.verification"]
+)
 def test_starts_without_heavy_imports(module: str) -> None:
     spec = find_spec(module)
     if spec is None or spec.origin is None:  # no such folder, or one without __init__.py
@@ -165,6 +169,13 @@ def test_starts_without_heavy_imports(module: str) -> None:
     assert run.stdout.split() == []
 
 
+def test_exports_exist_and_hide_no_module() -> None:
+    for name in chita_opt.__all__:
+        assert getattr(chita_opt, name) is not None
+    rooms = {path.stem if path.is_file() else path.name for path in (ROOT / "chita_opt").iterdir()}
+    assert not rooms & set(chita_opt.__all__)  # an imported module would replace the export
+
+
 @pytest.mark.parametrize(
     "source, module",
     [
@@ -174,8 +185,11 @@ def test_starts_without_heavy_imports(module: str) -> None:
         ("import chita_opt.heuristics.iht", "chita_opt.formulations.master"),
         ("from chita_opt import heuristics", "chita_opt.formulations.master"),
         ("from chita_opt import Problem", "chita_opt.bounds.dual"),
-        ("if TYPE_CHECKING:\n    from chita_opt.certify import Certificate", "chita_opt.exact"),
-        ("import_module('chita_opt.nn.prune')", "chita_opt.certify"),
+        (
+            "if TYPE_CHECKING:\n    from chita_opt.certificates import Certificate",
+            "chita_opt.exact",
+        ),
+        ("import_module('chita_opt.nn.prune')", "chita_opt.certificates"),
         ("from formulations import perspective", "chita_opt.exact.tree"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chita_opt.bounds import Bound, Screening, dual_bound
-from chita_opt.certify import Certificate, certify, verify_file
+from chita_opt.certificates import Certificate, certify, verify_file
 from chita_opt.exact import Enumeration, enumerate_supports
 from chita_opt.heuristics import METHODS, solve
 from chita_opt.problem import Problem

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chita_opt.certify import certify
+from chita_opt.certificates import certify
 from chita_opt.curvature import BlockDiagonal, Dense, LowRank
 from chita_opt.curvature.factors import ColumnFactor
 from chita_opt.errors import CurvatureError, MethodError

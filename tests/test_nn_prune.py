@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from chita_opt.certify import verify_file
+from chita_opt.certificates import verify_file
 from chita_opt.errors import DataError, LayerError, ProblemError, SupportError
 from chita_opt.nn import PruneOptions, PruningResult, load_weights, prune, select_layers
 from chita_opt.nn.gradual import gradual_magnitude_

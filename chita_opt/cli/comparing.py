@@ -11,9 +11,9 @@ import click
 
 from chita_opt import __version__
 from chita_opt.bounds import Bound
-from chita_opt.certify import Certificate, certify
-from chita_opt.certify.pipeline import Effort, check_provable, prove, run_method
-from chita_opt.certify.verify import SCOPE
+from chita_opt.certificates import Certificate, certify
+from chita_opt.certificates.pipeline import Effort, check_provable, prove, run_method
+from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.options import BudgetChoice, EffortChoice
 from chita_opt.cli.screen import (

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from chita_opt import __version__
-from chita_opt.certify import Certificate, Verification, verify_file
-from chita_opt.certify.pipeline import Effort
-from chita_opt.certify.verify import SCOPE
+from chita_opt.certificates import Certificate, Verification, verify_file
+from chita_opt.certificates.pipeline import Effort
+from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.comparing import Comparison, Row, compare_methods, print_rows
 from chita_opt.cli.demo_network import DemoNetwork

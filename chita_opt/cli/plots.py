@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chita_opt.certify import Certificate
-from chita_opt.certify.container import write_atomically
+from chita_opt.certificates import Certificate
+from chita_opt.certificates.container import write_atomically
 from chita_opt.errors import MissingDependencyError
 from chita_opt.solution import Solution
 

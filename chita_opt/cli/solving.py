@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from chita_opt import __version__
-from chita_opt.certify import Certificate, certify
-from chita_opt.certify.container import write_atomically
-from chita_opt.certify.pipeline import (
+from chita_opt.certificates import Certificate, certify
+from chita_opt.certificates.container import write_atomically
+from chita_opt.certificates.pipeline import (
     Effort,
     check_provable,
     check_seconds,
@@ -25,7 +25,7 @@ from chita_opt.certify.pipeline import (
     prove,
     solve_certified,
 )
-from chita_opt.certify.verify import SCOPE
+from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.options import BudgetChoice, EffortChoice, OutputChoice
 from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages

@@ -10,8 +10,8 @@ from typing import Any
 import click
 import numpy as np
 
-from chita_opt.certify.container import read_sealed
-from chita_opt.certify.verify import Verification, verify_file
+from chita_opt.certificates.container import read_sealed
+from chita_opt.certificates.verification import Verification, verify_file
 from chita_opt.cli import OK, REFUSED
 from chita_opt.cli.screen import SCOPE_SENTENCE, percent, print_json
 from chita_opt.errors import CertificateError, DataError

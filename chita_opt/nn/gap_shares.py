@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 
 from chita_opt.bounds import dual_point
-from chita_opt.certify import Certificate
+from chita_opt.certificates import Certificate
 from chita_opt.nn.layer_map import LayerMap
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from chita_opt.bounds import Bound, dual_point
-from chita_opt.certify import Certificate, certify
-from chita_opt.certify.pipeline import (
+from chita_opt.certificates import Certificate, certify
+from chita_opt.certificates.pipeline import (
     Effort,
     check_provable,
     check_seconds,

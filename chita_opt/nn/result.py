@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from chita_opt import __version__
-from chita_opt.certify import Certificate
-from chita_opt.certify.container import write_atomically
-from chita_opt.certify.verify import SCOPE
+from chita_opt.certificates import Certificate
+from chita_opt.certificates.container import write_atomically
+from chita_opt.certificates.verification import SCOPE
 from chita_opt.nn.gap_shares import gap_shares
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.weight_files import WEIGHTS_FORMAT

@@ -23,15 +23,15 @@ from torch import Tensor
 from chita_opt.bounds import candidate_splits, dual_bound, dual_point, safe_split, trivial_bound
 from chita_opt.bounds.dual import Bound
 from chita_opt.bounds.splits import less_diagonal
-from chita_opt.certify import Certificate, certify, save_problem, verify_file
-from chita_opt.certify.arithmetic import Enclosed, dual_value, objective, prove_semidefinite
-from chita_opt.certify.certificate import (
+from chita_opt.certificates import Certificate, certify, save_problem, verify_file
+from chita_opt.certificates.arithmetic import Enclosed, dual_value, objective, prove_semidefinite
+from chita_opt.certificates.certificate import (
     certificate_arrays,
     problem_arrays,
     problem_specification,
 )
-from chita_opt.certify.container import array_hash, read_sealed, write_sealed
-from chita_opt.certify.verify import SCOPE, quadratic_data
+from chita_opt.certificates.container import array_hash, read_sealed, write_sealed
+from chita_opt.certificates.verification import SCOPE, quadratic_data
 from chita_opt.curvature import LowRank
 from chita_opt.errors import CertificateError
 from chita_opt.heuristics import solve
@@ -559,7 +559,7 @@ def test_files_are_written_whole_or_not_at_all(
 
 def test_checking_needs_no_torch(file: Path) -> None:
     code = (
-        "import sys; from chita_opt.certify import verify_file; "
+        "import sys; from chita_opt.certificates import verify_file; "
         f"print(verify_file({str(file)!r}).lower); "
         "print(*({'torch', 'scipy', 'cvxpy', 'pyomo', 'pandas'} & set(sys.modules)))"
     )

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "Certificate": "chita_opt.certify.certificate",
-    "certify": "chita_opt.certify.certificate",
-    "save_problem": "chita_opt.certify.certificate",
-    "Verification": "chita_opt.certify.verify",
-    "verify_file": "chita_opt.certify.verify",
+    "Certificate": "chita_opt.certificates.certificate",
+    "certify": "chita_opt.certificates.certificate",
+    "save_problem": "chita_opt.certificates.certificate",
+    "Verification": "chita_opt.certificates.verification",
+    "verify_file": "chita_opt.certificates.verification",
 }
 
 __all__ = list(_EXPORTS)
@@ -22,4 +22,4 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'chita_opt.certify' has no attribute {name!r}")
+    raise AttributeError(f"module 'chita_opt.certificates' has no attribute {name!r}")

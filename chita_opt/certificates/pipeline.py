@@ -9,7 +9,7 @@ from typing import overload
 
 from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
 from chita_opt.bounds.splits import safe_split
-from chita_opt.certify.certificate import Certificate, certify
+from chita_opt.certificates.certificate import Certificate, certify
 from chita_opt.curvature import LowRank
 from chita_opt.errors import ProblemError
 from chita_opt.heuristics import choose_method, solve

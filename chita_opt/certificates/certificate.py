@@ -14,8 +14,8 @@ from torch import Tensor
 
 from chita_opt import __version__
 from chita_opt.bounds import Bound, Screening, dual_bound, dual_point, screen
-from chita_opt.certify.container import array_hash, write_sealed
-from chita_opt.certify.verify import SCOPE, Verification, evaluate
+from chita_opt.certificates.container import array_hash, write_sealed
+from chita_opt.certificates.verification import SCOPE, Verification, evaluate
 from chita_opt.errors import CertificateError
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution

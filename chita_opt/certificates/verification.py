@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from chita_opt.certify.arithmetic import Enclosed, QuadraticData, dual_value, objective
-from chita_opt.certify.container import array_hash, read_sealed
+from chita_opt.certificates.arithmetic import Enclosed, QuadraticData, dual_value, objective
+from chita_opt.certificates.container import array_hash, read_sealed
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
