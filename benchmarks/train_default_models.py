@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from chita_opt.nn.data import ImageData, digits, mnist_subset, write_atomically
+from chita_opt.files import write_atomically
+from chita_opt.nn.data import ImageData, digits, mnist_subset
 from chita_opt.nn.models import MLPNet, accuracy, pretrained_card
 from chita_opt.nn.train import TrainingRecipe, train_classifier
 

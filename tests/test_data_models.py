@@ -24,7 +24,6 @@ from chita_opt.nn.data import (
     mnist,
     mnist_inputs,
     mnist_subset,
-    write_atomically,
 )
 from chita_opt.nn.masks import MaskKeeper
 from chita_opt.nn.models import PRETRAINED, MLPNet, accuracy, load_pretrained, pretrained_card
@@ -212,21 +211,6 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder() == Path("/var/cache/someone/chita-opt")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "chita-opt"
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "new" / "file"
-    write_atomically(file, b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old" and [f.name for f in file.parent.iterdir()] == ["file"]
 
 
 def test_mlpnet_is_the_published_network() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from chita_opt.errors import CertificateError
+from chita_opt.files import write_atomically
 
 FORMAT = "chita-opt-certificate-1"
 _BLANK = "0" * 64
@@ -74,28 +73,6 @@ def array_hash(arrays: Mapping[str, np.ndarray], specification: Mapping[str, Any
         total.update(f"{name}|{a.dtype.str}|{a.shape}".encode())
         total.update(a.view(np.uint8).reshape(-1).data if a.size else b"")
     return total.hexdigest()
-
-
-def write_atomically(path: str | Path, content: bytes | bytearray) -> None:
-    """Write beside the target and rename."""
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would surprise whoever shares the file
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _digest_place(content: bytearray, digest: str) -> int:

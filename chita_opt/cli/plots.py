@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from chita_opt.certificates import Certificate
-from chita_opt.certificates.container import write_atomically
 from chita_opt.errors import MissingDependencyError
+from chita_opt.files import write_atomically
 from chita_opt.solution import Solution
 
 CONTROL = "masked training"

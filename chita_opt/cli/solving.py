@@ -15,7 +15,6 @@ from torch import Tensor
 
 from chita_opt import __version__
 from chita_opt.certificates import Certificate, certify
-from chita_opt.certificates.container import write_atomically
 from chita_opt.certificates.pipeline import (
     Effort,
     check_provable,
@@ -30,6 +29,7 @@ from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.options import BudgetChoice, EffortChoice, OutputChoice
 from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages
 from chita_opt.errors import DataError
+from chita_opt.files import write_atomically
 from chita_opt.instances import load_instance
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status

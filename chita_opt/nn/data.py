@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import urllib.request
-import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chita_opt.errors import DataError, MissingDependencyError
+from chita_opt.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _keep(file: Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=arrays["x"], y=arrays["y"])
     try:
-        write_atomically(file, buffer.getvalue())
+        write_atomically(file, buffer.getvalue(), make_folder=True)
     except OSError as error:  # a read-only home must not stop the work, only slow the next start
         log.warning("cannot keep %s for the next start: %s", file, error)
 
@@ -291,19 +291,8 @@ def _download(file: Path) -> Path:
     digest = hashlib.sha256(payload).hexdigest()
     if digest != MNIST_SHA256:
         raise DataError(f"{MNIST_URL} has SHA-256 {digest}, not {MNIST_SHA256}; nothing was kept")
-    write_atomically(file, payload)
+    write_atomically(file, payload, make_folder=True)
     return file
-
-
-def write_atomically(file: Path, payload: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(payload)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _missing(package: str, what: str) -> MissingDependencyError:

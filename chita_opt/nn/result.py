@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from chita_opt import __version__
 from chita_opt.certificates import Certificate
-from chita_opt.certificates.container import write_atomically
 from chita_opt.certificates.verification import SCOPE
+from chita_opt.files import write_atomically
 from chita_opt.nn.gap_shares import gap_shares
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.weight_files import WEIGHTS_FORMAT

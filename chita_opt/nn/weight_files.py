@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError, LayerError
-from chita_opt.nn.data import write_atomically
+from chita_opt.files import write_atomically
 from chita_opt.nn.masks import paired_masks
 
 WEIGHTS_FORMAT = "chita-opt weights 1"
@@ -78,7 +78,7 @@ def save_weights(
     for name, mask in (masks or {}).items():
         tensors[_MASK + name] = mask.detach().to("cpu", torch.bool).contiguous()
     header = {**notes, "chita_opt": WEIGHTS_FORMAT, "aliases": json.dumps(aliases, sort_keys=True)}
-    write_atomically(Path(path), save(tensors, metadata=header))
+    write_atomically(path, save(tensors, metadata=header), make_folder=True)
 
 
 def load_weights(
