@@ -31,7 +31,8 @@ from chita_opt.certificates.certificate import (
     problem_specification,
 )
 from chita_opt.certificates.container import array_hash, read_sealed, write_sealed
-from chita_opt.certificates.verification import SCOPE, quadratic_data
+from chita_opt.certificates.problem_data import read_problem
+from chita_opt.certificates.verification import SCOPE
 from chita_opt.curvature import LowRank
 from chita_opt.errors import CertificateError
 from chita_opt.heuristics import solve
@@ -181,7 +182,7 @@ def best_gain(supports: SupportFamily, gains: list[Fraction]) -> Fraction:
 def enclosed_bound(problem: Problem, witness: Tensor, split: Tensor | None) -> Enclosed:
     """The certificate's evaluation of a bound."""
     arrays = problem_arrays(problem)
-    data = quadratic_data(arrays, problem_specification(problem))
+    data = read_problem(arrays, problem_specification(problem)).data
     rows = tuple(arrays[f"problem.rows.{k}"] for k in ("row", "column", "value"))
     gains = dual_point(problem, witness, split).gains
     y = problem.supports.multipliers(gains)
@@ -214,7 +215,7 @@ def test_the_allowance_covers_rounding(
     assert Fraction(found.below) <= true
     w = torch.where(problem.supports.best_support(problem.scores), 10.0**length, 0.0)
     w = w * normal(source, 6)
-    data = quadratic_data(problem_arrays(problem), problem_specification(problem))
+    data = read_problem(problem_arrays(problem), problem_specification(problem)).data
     value, exactly = objective(data, w.numpy()), exact_objective(problem, w)
     assert Fraction(value.below) <= exactly <= Fraction(value.above)
     size = float(abs(exactly)) + float(problem.prune_all)

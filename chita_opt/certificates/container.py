@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from chita_opt.errors import CertificateError
@@ -52,7 +53,7 @@ def read_sealed(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         metadata = header["__metadata__"]
         digest, form = metadata["digest"], metadata["format"]
         place = _digest_place(content, digest)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CertificateError(f"{path} is not a chita-opt certificate, or is damaged") from error
     if form != FORMAT:
         raise CertificateError(f"{path} has format {form!r}; this version reads {FORMAT!r}")
@@ -62,7 +63,13 @@ def read_sealed(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise CertificateError(
             f"{path} was changed after it was written: its digest does not match"
         )
-    return load(sealed), json.loads(metadata["claims"])
+    try:
+        arrays, claims = load(sealed), json.loads(metadata["claims"])
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CertificateError(f"{path} is malformed: {error}") from error
+    if not isinstance(claims, dict):
+        raise CertificateError(f"{path} is malformed: its claims are no JSON object")
+    return arrays, claims
 
 
 def array_hash(arrays: Mapping[str, np.ndarray], specification: Mapping[str, Any]) -> str:

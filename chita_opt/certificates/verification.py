@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from chita_opt.certificates.arithmetic import Enclosed, QuadraticData, dual_value, objective
+from chita_opt.certificates.arithmetic import Enclosed, dual_value, objective
 from chita_opt.certificates.container import array_hash, read_sealed
+from chita_opt.certificates.problem_data import check_support, read_problem, vector
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
+_NUMBERS = ("lower", "upper", "gap", "relative_gap", "share_of_all", "nnz", "p")
 SCOPE = "about the quadratic model of the loss, not about the network's accuracy"
 
 
@@ -64,8 +66,9 @@ def verify_file(path: str | Path, problem_path: str | Path | None = None) -> Ver
     Raises
     ------
     CertificateError
-        If a byte was changed, the problem is missing or another one, the weights are not allowed,
-        or a claim is better than what the data give.
+        If a byte was changed, an array or a claim is missing or malformed (the message names it),
+        the problem is missing or another one, the weights are not allowed, or a claim is better
+        than what the data give.
     """
     arrays, claims = read_sealed(path)
     if problem_path is not None:
@@ -74,37 +77,34 @@ def verify_file(path: str | Path, problem_path: str | Path | None = None) -> Ver
     problem = {k: a for k, a in arrays.items() if k.startswith("problem.")}
     if not problem:
         raise CertificateError(f"{path} was saved without its problem; name the problem's file too")
+    described = _claim(claims, "problem", dict)
+    if array_hash(problem, described) != _claim(claims, "problem_hash", str):
+        raise CertificateError(f"{path} was made for another problem: the data's hash differs")
     try:
-        if array_hash(problem, claims["problem"]) != claims["problem_hash"]:
-            raise CertificateError(f"{path} was made for another problem: the data's hash differs")
-        result = evaluate(arrays, claims["problem"])
-        _check_claims(claims, result)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and inf are refused below
+            result = evaluate(arrays, described)
+    except (ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, CertificateError):
             raise
-        raise CertificateError(f"{path} is incomplete or malformed: {error!r}") from error
+        raise CertificateError(f"{path} is malformed: {error!r}") from error
+    _check_claims(claims, result)
     return result
 
 
 def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> Verification:
     """Upper and lower value from the arrays of a certificate; refuses weights that don't fit."""
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():  # nothing can be compared with NaN
-            raise CertificateError(f"{name} holds values that are not finite")
-    data = quadratic_data(arrays, specification)
-    w = arrays["solution.w"]
-    if w.shape != data.w_bar.shape:
-        raise CertificateError(f"there are {w.shape} weights; {data.w_bar.shape} are needed")
-    rows = (arrays["problem.rows.row"], arrays["problem.rows.column"], arrays["problem.rows.value"])
-    h = arrays["problem.rows.h"]
+    problem = read_problem(arrays, specification)
+    data, rows, h = problem.data, problem.rows, problem.h
+    w = vector(arrays, "solution.w", problem.p)
     check_support(w, rows, h)
-    split = arrays.get("bound.split")
-    lower = dual_value(data, arrays["bound.witness"], split, rows, h, arrays["bound.multipliers"])
+    split = vector(arrays, "bound.split", problem.p) if "bound.split" in arrays else None
+    y = vector(arrays, "bound.multipliers", len(h))
+    lower = dual_value(data, vector(arrays, "bound.witness"), split, rows, h, y)
     upper = objective(data, w)
     everything = objective(data, np.zeros_like(w))
     dense = Enclosed(0.0, 0.0)
     if data.g.any():
-        dense = objective(data, arrays["solution.dense"])
+        dense = objective(data, vector(arrays, "solution.dense", problem.p))
     return summarise(upper, lower, everything, dense, int(np.count_nonzero(w)), len(w))
 
 
@@ -127,39 +127,18 @@ def ratio(part: float, whole: float) -> float:
     return 0.0 if part <= 0.0 else float("inf")
 
 
-def quadratic_data(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> QuadraticData:
-    """Gather a problem's arrays by their names in the file."""
-    prefix = "problem.curvature."
-    curvature = {k[len(prefix) :]: a for k, a in arrays.items() if k.startswith(prefix)}
-    try:
-        vectors = [arrays[f"problem.{name}"] for name in ("w_bar", "g", "rho")]
-    except KeyError as error:
-        raise CertificateError(f"the file lacks {error}") from error
-    return QuadraticData(specification["curvature"], curvature, *vectors)
-
-
-def check_support(w: Array, rows: tuple[Array, Array, Array], h: Array) -> None:
-    """Refuse weights whose support breaks a row of the family."""
-    row, column, value = rows
-    kept = np.bincount(row, weights=value * (w[column] != 0), minlength=len(h))
-    if bool((kept > h).any()):
-        worst = int(np.argmax(kept - h))
-        raise CertificateError(
-            f"the weights break row {worst} of the support family: {kept[worst]:g} > {h[worst]:g}"
-        )
-
-
 def _check_claims(claims: Mapping[str, Any], found: Verification) -> None:
     """Refuse claims that are better than the recomputed values by more than rounding.
 
     Written so that NaN, which compares false with everything, is refused.
     """
+    values = {name: _number(claims, name) for name in _NUMBERS}
     slack = 2.0 * found.allowance + 1e-15 * (abs(found.upper) + abs(found.lower))
-    if not claims["lower"] <= found.lower + slack:
+    if not values["lower"] <= found.lower + slack:
         raise CertificateError(
             f"the claimed bound {claims['lower']:.12g} exceeds the recomputed {found.lower:.12g}"
         )
-    if not claims["upper"] >= found.upper - slack - 1e-12 * abs(found.upper):
+    if not values["upper"] >= found.upper - slack - 1e-12 * abs(found.upper):
         raise CertificateError(
             f"the claimed objective {claims['upper']:.12g} is below the recomputed "
             f"{found.upper:.12g}"
@@ -167,12 +146,28 @@ def _check_claims(claims: Mapping[str, Any], found: Verification) -> None:
     floor = 2.0 * slack + 1e-12 * abs(found.upper)
     for name, least in (("gap", floor), ("relative_gap", 1e-12), ("share_of_all", 1e-12)):
         own = getattr(found, name)
-        if not claims[name] >= own * (1.0 - 1e-6) - least:
+        if not values[name] >= own * (1.0 - 1e-6) - least:
             raise CertificateError(
-                f"the claimed {name} {claims[name]:.6g} is below the recomputed {own:.6g}"
+                f"the claimed {name} {values[name]:.6g} is below the recomputed {own:.6g}"
             )
     for name, what in (("nnz", "kept weights"), ("p", "weights")):
-        if claims[name] != getattr(found, name):
+        if values[name] != getattr(found, name):
             raise CertificateError(
-                f"{claims[name]} {what} are claimed, {getattr(found, name)} found"
+                f"{values[name]} {what} are claimed, {getattr(found, name)} found"
             )
+
+
+def _number(claims: Mapping[str, Any], name: str) -> float:
+    """A claimed number; a whole one must not exceed what float64 holds exactly."""
+    value = claims.get(name)
+    if type(value) is float or (type(value) is int and abs(value) <= 2**53):
+        return float(value)
+    raise CertificateError(f"the claim {name!r} is missing or no number")
+
+
+def _claim(claims: Mapping[str, Any], name: str, kind: type) -> Any:
+    """One claim, of the type that it must have."""
+    value = claims.get(name)
+    if type(value) is not kind:
+        raise CertificateError(f"the claim {name!r} is missing or no {kind.__name__}")
+    return value
