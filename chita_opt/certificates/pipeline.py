@@ -86,17 +86,32 @@ def solve_certified(
     name = choose_method(problem) if effort.method == "auto" else effort.method
     tell(name)
     solution = run_method(problem, effort, share(clock, 0.5, reserve), start)
-    tell("bound")
+    return certify_within(solution, effort, less(clock.remaining, reserve), on_stage=on_stage)
+
+
+def certify_within(
+    solution: Solution,
+    effort: Effort,
+    time_limit: float | None = None,
+    *,
+    on_stage: Callable[[str], object] | None = None,
+) -> Certificate:
+    """Prove a bound within a time limit and certify the solution, whatever Ctrl-C cuts short.
+
+    After a first Ctrl-C the bound at hand is certified, and the status says so; a second one ends
+    it. ``on_stage`` is told "bound", then "certificate".
+    """
+    tell, bound = on_stage or (lambda stage: None), None
     try:
-        bound = prove(solution, effort, less(clock.remaining, reserve))
+        tell("bound")
+        bound = prove(solution, effort, time_limit)
+        if bound.stats.get("stopped") == "interrupt":
+            solution = replace(solution, status=Status.INTERRUPTED)
+        tell("certificate")
+        return certify(solution, bound=bound)
     except KeyboardInterrupt:
         solution = replace(solution, status=Status.INTERRUPTED)
-        bound = bound_at_hand(solution)
-    tell("certificate")
-    try:
-        return certify(solution, bound=bound)
-    except KeyboardInterrupt:  # the last step: it is done again, and a second Ctrl-C ends it
-        return certify(replace(solution, status=Status.INTERRUPTED), bound=bound)
+        return certify(solution, bound=bound_at_hand(solution) if bound is None else bound)
 
 
 def run_method(
@@ -140,8 +155,6 @@ def overall_status(certificate: Certificate) -> Status:
     """The solution's status; OPTIMAL where the certificate proves it."""
     if certificate.relative_gap <= OPTIMAL_GAP:
         return Status.OPTIMAL
-    if certificate.bound.stats.get("stopped") == "interrupt":
-        return Status.INTERRUPTED
     return certificate.solution.status
 
 
@@ -177,4 +190,4 @@ def check_seconds(problem: Problem) -> float:
     return _CHECK_PASSES * (time.perf_counter() - begin)
 
 
-__all__ = ["Effort", "bound_at_hand", "overall_status", "solve_certified"]
+__all__ = ["Effort", "bound_at_hand", "certify_within", "overall_status", "solve_certified"]

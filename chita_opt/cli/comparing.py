@@ -11,8 +11,13 @@ import click
 
 from chita_opt import __version__
 from chita_opt.bounds import Bound
-from chita_opt.certificates import Certificate, certify
-from chita_opt.certificates.pipeline import Effort, check_provable, prove, run_method
+from chita_opt.certificates import Certificate
+from chita_opt.certificates.pipeline import (
+    Effort,
+    certify_within,
+    check_provable,
+    run_method,
+)
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.options import BudgetChoice, EffortChoice
@@ -119,19 +124,25 @@ def compare_methods(
     """Run every method, then prove one bound from the best answer."""
     check_provable(problem)
     solutions: list[Solution] = []
-    for name in methods:
-        shown.begin(f"{label}{name}")
-        trial = Effort(method=name, seed=effort.seed, memory_limit=effort.memory_limit)
-        solutions.append(run_method(problem, trial, effort.time_limit))
-        shown.done()
-        if solutions[-1].status is Status.INTERRUPTED:
-            break
+    interrupted = False
+    try:
+        for name in methods:
+            shown.begin(f"{label}{name}")
+            trial = Effort(method=name, seed=effort.seed, memory_limit=effort.memory_limit)
+            solutions.append(run_method(problem, trial, effort.time_limit))
+            shown.done()
+            if solutions[-1].status is Status.INTERRUPTED:
+                break
+    except KeyboardInterrupt:  # between two methods, or before one had an answer
+        if not solutions:
+            raise
+        interrupted = True
     shown.begin(f"{label}bound")
     best = min(solutions, key=lambda s: s.objective)
-    bound = prove(best, effort, effort.time_limit)
+    certificate = certify_within(best, effort, effort.time_limit)
     shown.done()
-    interrupted = solutions[-1].status is Status.INTERRUPTED
-    return Comparison(tuple(solutions), certify(best, bound=bound), interrupted)
+    interrupted |= Status.INTERRUPTED in (solutions[-1].status, certificate.solution.status)
+    return Comparison(tuple(solutions), certificate, interrupted)
 
 
 def run_compare(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from chita_opt import __version__
-from chita_opt.certificates import Certificate, certify
+from chita_opt.certificates import Certificate
 from chita_opt.certificates.pipeline import (
     Effort,
+    certify_within,
     check_provable,
     check_seconds,
     less,
     overall_status,
-    prove,
     solve_certified,
 )
 from chita_opt.certificates.verification import SCOPE
@@ -81,8 +81,7 @@ def run_certify(
     if limit is not None:
         limit = less(limit - (time.perf_counter() - begin), check_seconds(problem))
     with stages() as shown:
-        shown.begin("bound")
-        certificate = certify(solution, bound=prove(solution, effort, limit))
+        certificate = certify_within(solution, effort, limit, on_stage=shown.begin)
     return _finish(path, certificate, ridge, budget, choice, output, begin)
 
 

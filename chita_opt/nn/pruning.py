@@ -13,10 +13,10 @@ from chita_opt.bounds import Bound, dual_point
 from chita_opt.certificates import Certificate, certify
 from chita_opt.certificates.pipeline import (
     Effort,
+    certify_within,
     check_provable,
     check_seconds,
     less,
-    prove,
     run_method,
     share,
 )
@@ -117,6 +117,7 @@ def prune(
     solution, layers = run.solve()
     solved = clock.elapsed
     certificate, own = run.certify(solution, layers) if options.certify else (None, {})
+    solution = solution if certificate is None else certificate.solution
     seconds = {
         "curvature": measured,
         "solve": solved - measured,
@@ -155,7 +156,18 @@ class _Run:
             solution = run_method(self.network.problem, self.effort, self._method_limit())
             return self._rounded(solution, self.layer_map.names), {}
         layers: dict[str, Solution] = {}
-        budget, begin = self._method_limit(), self.clock.elapsed
+        try:
+            self._solve_parts(layers)
+        except KeyboardInterrupt:  # between two layers
+            if not layers:
+                raise
+        if len(layers) < len(parts):
+            self._finish_quickly(layers)
+        return _joined(self.network.problem, list(layers.values())), layers
+
+    def _solve_parts(self, layers: dict[str, Solution]) -> None:
+        """Solve layer by layer into ``layers``, until done or interrupted."""
+        parts, budget, begin = self.network.parts, self._method_limit(), self.clock.elapsed
         for done, (name, problem) in enumerate(parts.items()):
             self.options.tell("solve", done, len(parts))
             # each layer gets its part, by weights, of what the layers before it have left
@@ -165,9 +177,7 @@ class _Run:
                 limit = less(budget, self.clock.elapsed - begin) * problem.p / left
             layers[name] = self._rounded(run_method(problem, self.effort, limit), (name,))
             if layers[name].status is Status.INTERRUPTED:
-                self._finish_quickly(layers)
-                break
-        return _joined(self.network.problem, list(layers.values())), layers
+                return
 
     def _finish_quickly(self, layers: dict[str, Solution]) -> None:
         """After Ctrl-C the remaining layers get their magnitude support, solved exactly."""
@@ -181,19 +191,34 @@ class _Run:
         self, solution: Solution, layers: Mapping[str, Solution]
     ) -> tuple[Certificate, dict[str, Certificate]]:
         """A certificate over all layers, and the layers' own where they are independent."""
-        if not layers:
-            self.options.tell("bound", 0, 0)
-            bound = prove(solution, self.effort, less(self.clock.remaining, self.reserve))
-            return certify(solution, bound=bound), {}
         own: dict[str, Certificate] = {}
-        for done, (name, found) in enumerate(layers.items()):
-            self.options.tell("bound", done, len(layers))
+        try:
+            return self._certified(solution, layers, own), own
+        except KeyboardInterrupt:  # outside of the parts that survive one; a second one ends it
+            cut_short = replace(solution, status=Status.INTERRUPTED)
+            return self._certified(cut_short, layers, own), own
+
+    def _certified(
+        self, solution: Solution, layers: Mapping[str, Solution], own: dict[str, Certificate]
+    ) -> Certificate:
+        """Certify what is not in ``own`` yet, and all layers together."""
+        if not layers:
+            limit, tell = less(self.clock.remaining, self.reserve), self.options.tell
+            return certify_within(solution, self.effort, limit, on_stage=lambda what: tell(what))
+        for name, found in layers.items():
+            if name in own:
+                continue
+            self.options.tell("bound", len(own), len(layers))
             left = sum(s.problem.p for k, s in layers.items() if k not in own)
             limit = less(self.clock.remaining, self.reserve)
             limit = None if limit is None else limit * found.problem.p / left
-            own[name] = certify(found, bound=prove(found, self.effort, limit))
+            if solution.status is Status.INTERRUPTED:  # what is left takes the bound at hand
+                found = replace(found, status=Status.INTERRUPTED)
+            own[name] = certify_within(found, self.effort, limit)
+            if own[name].solution.status is Status.INTERRUPTED:
+                solution = replace(solution, status=Status.INTERRUPTED)
         bound = _joined_bound(self.network.problem, [c.bound for c in own.values()])
-        return certify(solution, bound=bound), own
+        return certify(solution, bound=bound)
 
     def _method_limit(self) -> float | None:
         """Seconds for the methods: half of what is left where a bound is to follow, else all."""
