@@ -1,0 +1,124 @@
+"""What the tree search returns: the incumbent, a bound that always holds, and how it got there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from chita_opt.solution import Solution, Status
+from chita_opt.supports.base import Array
+
+
+class HistoryRow(NamedTuple):
+    """One row for plots: seconds since the start, bound, incumbent, open nodes."""
+
+    seconds: float
+    lower: float
+    upper: float
+    open_nodes: int
+
+
+@dataclass(frozen=True, eq=False)
+class TreeProof:
+    """The tree as flat arrays over S steps, for a verifier that does not trust the search.
+
+    A step is a node's state on entry; the steps' fixings and branchings turn a parent's state into
+    its children's. All arrays are over the full space of p weights.
+
+    Attributes
+    ----------
+    cutoff : float
+        Every leaf's bound reaches it; min(cutoff, incumbent) bounds the whole problem.
+    parent : ndarray
+        (S,) int32, -1 for the root; a parent comes before its children.
+    side : ndarray
+        (S,) int8: the value (0 or 1) of the parent's branching weight; -1 for the only child of a
+        step that only fixes, and for the root.
+    branch : ndarray
+        (S,) int32: weight that the step branches on, or -1.
+    witness_row : ndarray
+        (S,) int32: row of ``witnesses`` and ``splits`` that proves the step's bound or fixings, -1
+        for none.
+    fix_step, fix_index, fix_value : ndarray
+        (F,) int32, int32, int8, sorted by step: fixings proven by the step's witness against the
+        state on entry.
+    witnesses, splits : ndarray
+        (W, p) float64: points v, and diagonals e with H - diag(e) positive semidefinite on the
+        weights that are not fixed out. On weights fixed in, e is tiny: the Schur complement is
+        then implicit.
+    """
+
+    cutoff: float
+    parent: Array
+    side: Array
+    branch: Array
+    witness_row: Array
+    fix_step: Array
+    fix_index: Array
+    fix_value: Array
+    witnesses: Array
+    splits: Array
+
+    @property
+    def steps(self) -> int:
+        """Number of steps S."""
+        return len(self.parent)
+
+
+@dataclass(frozen=True, eq=False)
+class TreeResult:
+    """The best weights found and a proven bound on every allowed solution.
+
+    Attributes
+    ----------
+    solution : Solution
+        Incumbent; its objective is recomputed from the data.
+    lower : float
+        No allowed solution has an objective below it.
+    status : Status
+        OPTIMAL where the gap asked for is closed; otherwise which limit came first.
+    nodes : int
+        Nodes whose bound was computed.
+    seconds : float
+        Wall time.
+    root : float
+        Bound before branching.
+    history : tuple of HistoryRow
+        Bound and incumbent over time.
+    proof : TreeProof or None
+        On request, of a finished search.
+    """
+
+    solution: Solution
+    lower: float
+    status: Status
+    nodes: int
+    seconds: float
+    root: float
+    history: tuple[HistoryRow, ...] = ()
+    proof: TreeProof | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def upper(self) -> float:
+        """Objective of the incumbent."""
+        return self.solution.objective
+
+    @property
+    def gap(self) -> float:
+        """(upper - lower) relative to the incumbent's increase over the dense minimum."""
+        scale = self.upper - self.solution.problem.dense_minimum
+        return relative_gap(self.lower, self.upper, scale)
+
+    def __str__(self) -> str:
+        return (
+            f"branch and bound: {self.status}, objective {self.upper:.6g}, bound {self.lower:.6g}, "
+            f"gap {100 * self.gap:.3g} %, {self.nodes} nodes, {self.seconds:.2f} s"
+        )
+
+
+def relative_gap(lower: float, upper: float, scale: float) -> float:
+    """(upper - lower) / scale, 0 where the bound reaches the incumbent."""
+    if lower >= upper:
+        return 0.0
+    return (upper - lower) / scale if scale > 0.0 else float("inf")
