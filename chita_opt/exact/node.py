@@ -15,6 +15,9 @@ from chita_opt.supports.base import Array
 _EPS = float(np.finfo(np.float64).eps)
 
 
+import os
+SAVE=float(os.environ.get('SAVE','1'));END=float(os.environ.get('END','.3'));SHRINK=float(os.environ.get('SHRINK','.3'));CUT=float(os.environ.get('CUT','.97'))
+
 @dataclass(eq=False)
 class Node:
     """An open node: what is fixed and where its parent's ascent ended.
@@ -186,7 +189,7 @@ class NodeSolver:
 
     def _warm(self, node: Node, free: Array, reduced: Reduced, rows: Rows) -> DualState | None:
         """The parent's split and indicators, with the weights that are best for them."""
-        d, z = 0.98 * node.d[free], np.clip(node.z[free], 1e-3, 1.0 - 1e-3)
+        d, z = CUT * node.d[free], np.clip(node.z[free], 1e-3, 1.0 - 1e-3)
         if len(rows.h) == 1:
             z *= min(rows.h[0] / float(z.sum()), 0.999 / float(z.max()))
         K = reduced.H.copy(order="F")
@@ -203,6 +206,7 @@ class NodeSolver:
         """Newton steps until the node is closed, or evidently will not be."""
         n = ascent.n
         best = self._witness(ascent, node, free)
+        saved = None
         for _ in range(60):
             decrement = ascent.newton()
             if not np.isfinite(decrement):
@@ -214,9 +218,12 @@ class NodeSolver:
                 break
             if decrement < n**0.5:
                 left = ascent.mu * n
-                if left < 0.1 * (cutoff - best.lower) or left < 1e-7 * abs(cutoff):
+                if saved is None or left > SAVE * (cutoff - best.lower):
+                    saved = (ascent.d, ascent.z.copy(), ascent.nu, ascent.mu)
+                if left < END * (cutoff - best.lower) or left < 1e-7 * abs(cutoff):
                     break
-                ascent.mu *= 0.3
+                ascent.mu *= SHRINK
+        self.saved = saved or (ascent.d, ascent.z, ascent.nu, ascent.mu)
         return self._prove(best, ascent, node, free)
 
     def _witness(self, ascent: SplitAscent, node: Node, free: Array) -> Witness:
@@ -258,9 +265,10 @@ class NodeSolver:
         """Write the ascent's end into the node, for its children."""
         node.lower = max(node.lower, best.lower)
         node.d, node.z, node.nu = node.d.copy(), node.z.copy(), np.zeros_like(node.nu)
-        node.d[free], node.z[free] = ascent.d, ascent.z
-        node.nu[rows.names] = ascent.nu
-        node.mu = ascent.mu
+        d, z, nu, mu = self.saved
+        node.d[free], node.z[free] = d, z
+        node.nu[rows.names] = nu
+        node.mu = mu
 
     def _fix(self, node: Node, free: Array, best: Witness, cutoff: float) -> int:
         """Fix weights whose other value has a bound at or above the cutoff; how many."""

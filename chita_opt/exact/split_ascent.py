@@ -27,6 +27,9 @@ from chita_opt.exact import kernels
 from chita_opt.supports.base import Array
 
 
+import os
+BACK=float(os.environ.get('BACK','.6'))
+
 @dataclass(eq=False)
 class Reduced:
     """A node's quadratic over its free weights: ``const + w'Hw/2 - b'w``, rows ``G z <= h``.
@@ -144,7 +147,7 @@ class SplitAscent:
                     self.length = length
                     self.value = new
                     return decrement / self.mu
-            length *= 0.5
+            length *= BACK
         self._trial = held
         return np.nan
 
