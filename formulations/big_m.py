@@ -24,12 +24,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt.curvature.cholesky import CholeskySupport
 from chita_opt.errors import ProblemError
-from chita_opt.formulations.factors import factor_matrix
+from chita_opt.formulations.model_parts import add_loss, limits_of, new_model
 from chita_opt.problem import Problem
 
 if TYPE_CHECKING:
@@ -107,50 +106,9 @@ def big_m_miqp(problem: Problem, big_m: float | Tensor) -> pyo.ConcreteModel:
     """
     import pyomo.environ as pyo
 
-    M = _limits(problem, big_m)
-    F = factor_matrix(problem.curvature.factor())
-    w_bar, g, rho = (v.tolist() for v in (problem.w_bar, problem.g, problem.rho))
-    G, h = problem.supports.rows()
-    model = pyo.ConcreteModel(name="big-M pruning")
-    model.J, model.I = pyo.RangeSet(0, problem.p - 1), pyo.RangeSet(0, F.shape[0] - 1)
-    model.w = pyo.Var(model.J, bounds=lambda _, j: (-M[j], M[j]))
-    model.z = pyo.Var(model.J, domain=pyo.Binary)
-    model.r = pyo.Var(model.I)
-
-    def step(j: int) -> pyo.Expression:
-        return model.w[j] - w_bar[j]
-
-    def image(_: pyo.ConcreteModel, i: int) -> pyo.Expression:
-        return model.r[i] == sum(a * step(j) for j, a in _row(F, i))
-
-    def family(_: pyo.ConcreteModel, i: int) -> pyo.Expression:
-        entries = _row(G, i)
-        if not entries:
-            return pyo.Constraint.Skip  # an empty group
-        return sum(a * model.z[j] for j, a in entries) <= h[i]
-
-    model.image = pyo.Constraint(model.I, rule=image)
+    M = limits_of(problem, big_m)
+    model = new_model(problem, "big-M pruning")
+    add_loss(model, problem, M)
     model.below = pyo.Constraint(model.J, rule=lambda m, j: m.w[j] <= M[j] * m.z[j])
     model.above = pyo.Constraint(model.J, rule=lambda m, j: m.w[j] >= -M[j] * m.z[j])
-    model.family = pyo.Constraint(range(len(h)), rule=family)
-    separable = sum(g[j] * step(j) + 0.5 * rho[j] * step(j) ** 2 for j in model.J)
-    energy = sum(model.r[i] ** 2 for i in model.I)
-    model.objective = pyo.Objective(expr=0.5 * energy + separable)
     return model
-
-
-def _row(matrix: csr_array, i: int) -> list[tuple[int, float]]:
-    """(column, value) pairs of one sparse row."""
-    span = slice(matrix.indptr[i], matrix.indptr[i + 1])
-    return list(zip(matrix.indices[span].tolist(), matrix.data[span].tolist(), strict=True))
-
-
-def _limits(problem: Problem, big_m: float | Tensor) -> list[float]:
-    M = torch.as_tensor(big_m, dtype=torch.float64).cpu()
-    M = M.expand(problem.p) if M.ndim == 0 else M
-    if M.shape != (problem.p,) or not bool(torch.isfinite(M).all()) or not bool((M > 0).all()):
-        raise ProblemError(
-            f"big_m has shape {tuple(M.shape)} and smallest entry {float(M.min()):.6g}; give one "
-            f"positive finite M, or ({problem.p},) of them, such as proven_big_m(problem, upper)"
-        )
-    return list(M.tolist())

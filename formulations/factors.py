@@ -10,13 +10,14 @@ from chita_opt.errors import CurvatureError
 
 
 def factor_matrix(factor: Factor) -> csr_array:
-    """F (dual_size, p) with C = F'F, as a sparse float64 matrix.
+    """F (m, p) with C = F'F, as a sparse float64 matrix.
 
-    Gradients give n rows whatever p is; a matrix gives as many rows as its rank.
+    n gradients give min(n, p) rows (more gradients than weights are condensed by a QR
+    factorisation); a matrix gives as many rows as its rank.
     """
     if isinstance(factor, ColumnFactor):
         F = factor.columns.T.double().cpu().numpy() * factor.root
-        return csr_array(F)
+        return csr_array(F if F.shape[0] <= F.shape[1] else np.linalg.qr(F, mode="r"))
     if isinstance(factor, RowFactor):
         F = factor.F.double().cpu().numpy()
         return csr_array(kron(np.eye(factor.rows), F))

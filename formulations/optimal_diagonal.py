@@ -1,0 +1,95 @@
+r"""The perspective relaxation with the best split of all, as a semidefinite program.
+
+.. math::
+    \min_{w,z,W}\ & \tfrac12\langle H,W\rangle - b^\top w + c\\
+    \text{s.t. } & \begin{bmatrix}W&w\\w^\top&1\end{bmatrix}\succeq0,\qquad
+        w_j^2\le W_{jj}z_j,\qquad Gz\le h,\qquad 0\le z\le1
+
+w (p,) weights, z (p,) indicators (1 keeps), W (p, p) in the place of :math:`ww^\top`;
+:math:`H=C+\mathrm{diag}(\rho)`, :math:`b=H\bar w-g`, :math:`c=\tfrac12\bar w^\top H\bar w-g^\top\bar
+w` of the problem; :math:`Gz\le h` the rows of the family.
+
+Strength: the largest value of :func:`perspective_relaxation` over all splits e with
+:math:`C-\mathrm{diag}(e)\succeq0`, :math:`\rho+e\ge0`. The multipliers of the cones are the d of
+that split, :math:`e=d-\rho`.
+
+Size: p(p + 5)/2 variables, one semidefinite cone of order p + 1, p three-dimensional cones and the
+rows of G: for p up to about 50. The barrier method of the outer approximation takes a tenth of a
+second at p = 100.
+
+Source: Zheng, Sun & Li, *INFORMS Journal on Computing* 26 (2014); Dong, Chen & Linderoth,
+arXiv:1510.06083 (2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chita_opt.problem import Problem
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LiftedModel:
+    """The model, its variables by the names above, and the cones of the perspective.
+
+    Attributes
+    ----------
+    model : cvxpy.Problem
+        Solve it with Clarabel, SCS or MOSEK. Values of a conic solver that reports
+        ``optimal_inaccurate`` may lie above the optimum: take :meth:`split` and prove the bound.
+    w, z, W : cvxpy.Variable
+        (p,), (p,) and (p, p) symmetric.
+    cones : cvxpy.SOC
+        p cones ``|(2w, W_jj - z)| <= W_jj + z``.
+    """
+
+    model: cp.Problem
+    w: cp.Variable
+    z: cp.Variable
+    W: cp.Variable
+    cones: cp.SOC
+
+    def separable_curvature(self) -> Array:
+        """After solving: d (p,), the multipliers of ``W_jj`` in the cones, twice."""
+        t, u = self.cones.dual_value
+        return 2.0 * np.maximum(np.ravel(t) + np.asarray(u).reshape(2, -1)[1], 0.0)
+
+
+def optimal_diagonal_relaxation(problem: Problem) -> LiftedModel:
+    """Build the relaxation of ``problem``; any family, any curvature form with a small p."""
+    return lifted_model(problem, [])
+
+
+def lifted_model(problem: Problem, pairs: list[tuple[int, int]]) -> LiftedModel:
+    """The relaxation with a 3 x 3 cone for every pair of weights."""
+    import cvxpy as cp
+
+    H, b, c = quadratic(problem)
+    p, (G, h) = problem.p, problem.supports.rows()
+    w, z = cp.Variable(p, name="w"), cp.Variable(p, name="z")
+    lifted = cp.Variable((p + 1, p + 1), PSD=True, name="lifted")
+    W, square = lifted[:p, :p], cp.diag(lifted)[:p]
+    cones = cp.SOC(square + z, cp.vstack([2.0 * w, square - z]), axis=0)
+    rows = [lifted[:p, p] == w, lifted[p, p] == 1.0, cones, G @ z <= h, z >= 0.0, z <= 1.0]
+    for i, j in pairs:
+        y = cp.Variable(name=f"y_{i}_{j}")
+        corner = cp.bmat([[W[i, i], W[i, j], w[i]], [W[i, j], W[j, j], w[j]], [w[i], w[j], y]])
+        rows += [corner >> 0, y <= 1.0, y <= z[i] + z[j]]
+    value = 0.5 * cp.sum(cp.multiply(H, W)) - b @ w + c
+    return LiftedModel(cp.Problem(cp.Minimize(value), rows), w, z, lifted, cones)
+
+
+def quadratic(problem: Problem) -> tuple[Array, Array, float]:
+    r"""H (p, p), b (p,), c with :math:`f(w)=\tfrac12w^\top Hw-b^\top w+c`, float64."""
+    H = problem.curvature.dense().cpu().numpy() + np.diag(problem.rho.cpu().numpy())
+    w_bar, g = problem.w_bar.cpu().numpy(), problem.g.cpu().numpy()
+    b = H @ w_bar - g
+    return H, b, 0.5 * float(w_bar @ (b - g))
