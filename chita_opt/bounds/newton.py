@@ -33,7 +33,7 @@ Map = Callable[[Tensor], Tensor]
 # Change of z / d, relative to its largest value, that may wait: in a Newton step M only steers a
 # direction that is searched exactly.
 _STALE = 0.1
-_SAFE_SINGLE = 1e5  # trace of the centred part up to which float32 products are accurate enough
+_SAFE_SINGLE = 1e6  # trace of the centred part up to which float32 products are accurate enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,22 +109,22 @@ class SampleSpaceNewton(NewtonSystem):
         self.columns_read = 0
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
-        """Update the Gram matrix, add the centred free part, factor."""
-        self._update(weights, _STALE if free is not None else 1e-12)
-        M = self.gram.clone()
-        M.diagonal().add_(1.0)
-        if free is not None and len(free.index):
-            X = self._centred(free)
-            full = M.add_(symmetric_product(X, X))
-            try:
-                self.system = SampleSystem(full, single=self.single)
-            except CurvatureError:
-                M = self.gram.clone()
-                M.diagonal().add_(1.0)
-                self.system = SampleSystem(M, single=self.single)
-                return False
+        """Update the Gram matrix of the settled weights, add the free ones, factor."""
+        if free is None or not len(free.index):
+            self._update(weights, 1e-12, None)
+            self.system = self._system(None)
             return True
-        self.system = SampleSystem(M, single=self.single)
+        bend = free.stiffness * free.slope.square()
+        rest = weights[free.index] - self.held[free.index]
+        waits = rest > -_STALE * bend  # their share of the Gram matrix goes with the free part
+        self._update(weights, _STALE, free.index[waits])
+        rest = (weights[free.index] - self.held[free.index]).clamp_min(0.0)
+        try:
+            self.system = self._system(self._free_rows(free, bend, rest))
+        except CurvatureError:
+            self._update(weights, _STALE, None)
+            self.system = self._system(None)
+            return False
         return True
 
     def solve(self, rhs: Tensor) -> Tensor:
@@ -132,37 +132,54 @@ class SampleSpaceNewton(NewtonSystem):
         assert self.system is not None
         return self.system.solve(rhs)
 
-    def _update(self, weights: Tensor, stale: float) -> None:
+    def _system(self, rows: Tensor | None) -> SampleSystem:
+        M = self.gram.clone() if rows is None else self.gram + symmetric_product(rows)
+        M.diagonal().add_(1.0)
+        return SampleSystem(M, single=self.single)
+
+    def _update(self, weights: Tensor, stale: float, waiting: Tensor | None) -> None:
+        """Bring the Gram matrix to ``weights``, but for small changes and those ``waiting``."""
         change = weights - self.held
+        used = weights
+        if waiting is not None:
+            change = change.index_fill(0, waiting, 0.0)
+            used = weights.index_copy(0, waiting, self.held[waiting])
         moved = (change.abs() > stale * weights.abs().max()).nonzero().squeeze(1)
-        used = weights.nonzero().squeeze(1)
-        if len(moved) >= len(used):
-            self.gram = self.factor.gram(used, weights[used])
-            self.held = weights.clone()
-            self.columns_read += len(used)
-            return
-        if len(moved):
-            self.gram += self.factor.gram(moved, change[moved])
-            self.held = self.held.index_copy(0, moved, weights[moved])
+        settled = weights if waiting is None else weights.index_fill(0, waiting, 0.0)
+        fresh = settled.nonzero().squeeze(1)
+        if len(moved) >= len(fresh):
+            self.gram = self.factor.gram(fresh, weights[fresh])
+            self.held = settled
+            self.columns_read += len(fresh)
+        elif len(moved):
+            self.factor.gram(moved, change[moved], onto=self.gram)
+            self.held = self.held.index_copy(0, moved, used[moved])
             self.columns_read += len(moved)
 
-    def _centred(self, free: FreePart) -> Tensor:
-        """Rows sqrt(h_j) (x_j - mean of its pool); pools of one weight vanish."""
+    def _free_rows(self, free: FreePart, bend: Tensor, rest: Tensor) -> Tensor:
+        r"""Rows Y with Y'Y the free part: the z/d that the Gram matrix lacks, and h centred.
+
+        In a pool with D = diag(rest + h s^2), t = h s and u = D^{-1/2} t / sqrt(1'h), the middle
+        matrix is :math:`D^{1/2}(I-uu^\top)D^{1/2}`, and :math:`I-uu^\top=(I-\beta
+        \hat u\hat u^\top)^2` with :math:`\beta=1-\sqrt{1-|u|^2}`: nothing large cancels.
+        """
         X = self.factor.columns.index_select(0, free.index)
-        X = X * (self.factor.root * free.slope).to(X.dtype)[:, None]
+        D = (rest + bend).sqrt()
         labels = free.pool + 1
         pools = int(labels.max()) + 1
-        share = free.stiffness.to(X.dtype)
-        mass = share.new_zeros(pools).index_add_(0, labels, share)
-        mean = X.new_zeros(pools, X.shape[1]).index_add_(0, labels, X * share[:, None])
-        mean /= mass.clamp_min(1e-30)[:, None]
-        mean[0] = 0.0  # label 0 holds the weights of no pool
-        X = (X - mean[labels]) * share.sqrt()[:, None]
-        alone = torch.bincount(labels, minlength=pools)[labels] == 1
-        X = X[~alone | (labels == 0)]
+        zero = D.new_zeros(pools)
+        mass = zero.index_add(0, labels, free.stiffness)
+        u = free.stiffness * free.slope / (D * mass[labels].sqrt()).clamp_min(1e-300)
+        u = torch.where(free.pool >= 0, u, 0.0)
+        size = zero.index_add(0, labels, u.square())
+        beta = (1.0 - (1.0 - size.clamp_max(1.0)).sqrt()) / size.clamp_min(1e-300)
+        X = X * (self.factor.root * D).to(X.dtype)[:, None]
+        mean = X.new_zeros(pools, X.shape[1])
+        mean.index_add_(0, labels, X * u.to(X.dtype)[:, None])
+        Y = X.sub_(mean[labels].mul_((beta[labels] * u).to(X.dtype)[:, None]))
         # float32 products lose about 1e-7 of the trace: too much once that rivals the identity
-        coarse = len(X) > 2 * X.shape[1] or float(X.square().sum()) < _SAFE_SINGLE
-        return X if coarse else X.double()
+        coarse = len(Y) > 2 * Y.shape[1] or float(Y.square().sum()) < _SAFE_SINGLE
+        return Y if coarse else Y.double()
 
 
 class MatrixFreeNewton(NewtonSystem):

@@ -51,6 +51,8 @@ class RelaxationOptions:
     smoothing : float
         First proximal weight, as a share of the gain at the family's threshold; less than 1 when
         the start is already close.
+    slack : float
+        The Newton decrement at which ``tol`` counts as reached, in units of ``tol * scale``.
     """
 
     tol: float = 3e-5
@@ -59,6 +61,7 @@ class RelaxationOptions:
     max_inner: int = 6
     memory_limit: float = 4e9
     smoothing: float = 1.0
+    slack: float = 1.0
 
 
 @dataclass(eq=False)
@@ -250,7 +253,7 @@ class _Ascent:
         state = self.state
         if state.best >= self.options.target:
             state.stopped = "target"
-        elif state.proximal - state.best < small and slope < small:
+        elif state.proximal - state.best < small and slope < self.options.slack * small:
             state.stopped = "tolerance"
         elif self.clock.expired:
             state.stopped = "time"

@@ -168,8 +168,23 @@ class SupportSolver(ABC):
         """
 
     @abstractmethod
-    def moved(self, mask: Tensor) -> SupportSolver:
-        """The minimiser on another support, at the data's precision, reusing what it can."""
+    def moved(self, mask: Tensor, *, exact: bool = False) -> SupportSolver:
+        """The minimiser on another support, reusing what it can.
+
+        At the data's precision, or to float64 if ``exact``.
+        """
+
+    def prepare(self, index: Tensor) -> None:  # noqa: B027
+        """Announce the indices (sorted) that the next questions are about; work is then shared."""
+
+    def swept(self, index: Tensor) -> Tensor | None:
+        r"""The tableau on ``index`` (m,), kept and pruned weights mixed, swept on the support.
+
+        For T kept and O pruned, in the order of ``index``: :math:`-[H_{SS}^{-1}]_{TT}`,
+        :math:`[H_{SS}^{-1}H_{SO}]_{TO}` and the Schur complement of O. None where it is no
+        cheaper than a new solve.
+        """
+        return None
 
     @abstractmethod
     def reduced(self, index: Tensor) -> Tensor:

@@ -144,10 +144,10 @@ class BlockSupport(SupportSolver):
         self.pull = torch.cat([s.pull for s in solvers])
         self.value = sum(s.value for s in solvers)
 
-    def moved(self, mask: Tensor) -> BlockSupport:
+    def moved(self, mask: Tensor, *, exact: bool = False) -> BlockSupport:
         """Only blocks whose mask changed are solved again."""
         solvers = [
-            old if bool((mask[s] == old.mask).all()) else old.moved(mask[s])
+            old if bool((mask[s] == old.mask).all()) else old.moved(mask[s], exact=exact)
             for old, (_, s) in zip(self.solvers, self.curvature.slices(), strict=True)
         ]
         return BlockSupport(self.curvature, solvers, mask)

@@ -52,9 +52,9 @@ class CholeskySupport(SupportSolver):
         weights = torch.where(mask, part.w_bar + x, torch.zeros_like(x))
         return cls(curvature, part, mask, S, L, weights, pull, value)
 
-    def moved(self, mask: Tensor) -> CholeskySupport:
+    def moved(self, mask: Tensor, *, exact: bool = False) -> CholeskySupport:
         """A fresh factorisation."""
-        return CholeskySupport.solve(self.curvature, self.part, mask, exact=False)
+        return CholeskySupport.solve(self.curvature, self.part, mask, exact=exact)
 
     def inverse_diagonal(self, index: Tensor) -> Tensor:
         """Squared norms of columns of L^-1."""

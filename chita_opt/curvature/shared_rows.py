@@ -148,7 +148,7 @@ class RowBatchSupport(SupportSolver):
         weights = torch.where(mask, part.w_bar + x, torch.zeros_like(x))
         return cls(curvature, part, mask, weights, pull, value)
 
-    def moved(self, mask: Tensor) -> RowBatchSupport:
+    def moved(self, mask: Tensor, *, exact: bool = False) -> RowBatchSupport:
         """A fresh solve."""
         return RowBatchSupport.solve(self.curvature, self.part, mask)
 

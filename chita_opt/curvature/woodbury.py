@@ -13,14 +13,14 @@ exact to float64 at any ridge, at the cost of a few passes over the kept columns
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from chita_opt.curvature.base import SeparablePart, SupportSolver
-from chita_opt.curvature.factors import ColumnFactor
+from chita_opt.curvature.factors import ColumnFactor, symmetric_product
 from chita_opt.curvature.sample_system import SampleSystem
 from chita_opt.errors import CurvatureError
 
@@ -46,6 +46,7 @@ class WoodburySupport(SupportSolver):
     r: Tensor
     value: float
     exact: bool
+    _halves: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def solve(
@@ -90,19 +91,30 @@ class WoodburySupport(SupportSolver):
         part = self.part
         return part.rho * part.w_bar - part.g - self.factor.adjoint(self.r, exact=self.exact)
 
-    def moved(self, mask: Tensor) -> WoodburySupport:
+    def moved(self, mask: Tensor, *, exact: bool = False) -> WoodburySupport:
         """The minimiser on another support, from the columns that changed."""
         part = self.part
         change = mask.double() - self.mask.double()
         index = change.nonzero().squeeze(1)
         if len(index) >= int(mask.sum()):
-            return WoodburySupport.solve(self.factor, part, mask, exact=False)
-        gram = self.gram + self.factor.gram(index, change[index] / part.rho[index])
+            return WoodburySupport.solve(self.factor, part, mask, exact=exact)
+        gram = self.factor.gram(index, change[index] / part.rho[index], onto=self.gram.clone())
         rhs = self.rhs + self.factor.forward(change * (part.w_bar - part.g / part.rho))
-        return WoodburySupport.solve(self.factor, part, mask, exact=False, gram=gram, rhs=rhs)
+        return WoodburySupport.solve(self.factor, part, mask, exact=exact, gram=gram, rhs=rhs)
+
+    def swept(self, index: Tensor) -> Tensor:
+        """From ``f_i' M^-1 f_j`` for all pairs, in float64."""
+        Y = self._half(index).double()
+        V = symmetric_product(Y)
+        scale = torch.where(self.mask[index], 1.0 / self.part.rho[index], 1.0)
+        V.mul_(scale[:, None]).mul_(scale[None, :])
+        V.diagonal().add_(torch.where(self.mask[index], -scale, self.part.rho[index]))
+        return V
 
     def polished(self) -> WoodburySupport:
         """The same support solved to float64, reusing the Gram matrix."""
+        if self.exact:
+            return self
         return WoodburySupport.solve(
             self.factor, self.part, self.mask, gram=self.gram, system=self.system
         )
@@ -126,7 +138,20 @@ class WoodburySupport(SupportSolver):
     def _norms(self, index: Tensor) -> Tensor:
         return self._half(index).square().sum(0).double()
 
+    def prepare(self, index: Tensor) -> None:
+        """One triangular solve for all of ``index``."""
+        self._halves.update(index=index, half=self._half_of(index))
+
     def _half(self, index: Tensor) -> Tensor:
+        """``L^-1 F`` on the columns of ``index``."""
+        known = self._halves.get("index")
+        if known is not None and len(known):
+            place = torch.searchsorted(known, index.contiguous()).clamp_max(len(known) - 1)
+            if bool((known[place] == index).all()):
+                return self._halves["half"].index_select(1, place)
+        return self._half_of(index)
+
+    def _half_of(self, index: Tensor) -> Tensor:
         columns = self.factor.columns.index_select(0, index).T * self.factor.root
         return self.system.half(columns)
 

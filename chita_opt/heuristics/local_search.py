@@ -20,6 +20,8 @@ from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
+_BATCH = 16  # pairs taken from one ranking
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -88,7 +90,8 @@ def improve(
         chosen = choose_candidates(problem, solver, options.candidates)
         if extra is not None and count == 0:
             chosen = torch.cat([chosen, extra]).unique()
-        moved = exchange_round(problem, solver, chosen, options, best.clock)
+        last = count + 1 == options.max_rounds
+        moved = exchange_round(problem, solver, chosen, options, best.clock, exact=last)
         if moved is None or not solver.value - moved.value > options.tol * abs(solver.value):
             return solver, count + 1, True
         solver = moved
@@ -106,9 +109,10 @@ def choose_candidates(problem: Problem, solver: SupportSolver, count: int) -> Te
         mask, solver.weights.square() * rho, solver.pull.square() / rho.clamp_min(1e-12)
     )
     margins = problem.supports.exchange_margins(0.5 * raw, mask)
-    wide = _both_sides(margins, mask, 3 * count)
+    wide = _both_sides(margins, mask, 2 * count)
     scores = 0.5 * raw
     inside, outside = wide[mask[wide]], wide[~mask[wide]]
+    solver.prepare(wide)
     if len(inside):
         scores[inside] = 0.5 * solver.weights[inside].square() / solver.inverse_diagonal(inside)
     if len(outside):
@@ -130,20 +134,39 @@ def _both_sides(margins: Tensor, mask: Tensor, count: int) -> Tensor:
 
 
 def exchange_round(
-    problem: Problem, solver: SupportSolver, chosen: Tensor, options: SearchOptions, clock: Clock
+    problem: Problem,
+    solver: SupportSolver,
+    chosen: Tensor,
+    options: SearchOptions,
+    clock: Clock,
+    *,
+    exact: bool = False,
 ) -> SupportSolver | None:
-    """Best swaps among ``chosen``, the other kept weights eliminated; None if none was found."""
+    """Best swaps among ``chosen``, the other kept weights eliminated; None if none was found.
+
+    ``exact`` asks for the new support's weights to float64.
+    """
     mask = solver.mask
     fixed = mask.clone()
     fixed[chosen] = False
-    base = solver.moved(fixed)
-    tableau = Tableau(base.reduced(chosen), base.pull[chosen], mask[chosen])
+    tableau = _tableau(solver, chosen, fixed)
     swaps = swap_down(problem, tableau, chosen, fixed, options, clock, solver.value)
     if swaps == 0:
         return None
     target = fixed.clone()
     target[chosen] = tableau.inside
-    return solver.moved(target)
+    return solver.moved(target, exact=exact)
+
+
+def _tableau(solver: SupportSolver, chosen: Tensor, fixed: Tensor) -> Tableau:
+    """The small problem on ``chosen``: swept from the solver at hand, or by a new solve."""
+    inside = solver.mask[chosen]
+    V = solver.swept(chosen)
+    if V is None:
+        base = solver.moved(fixed)
+        return Tableau(base.reduced(chosen), base.pull[chosen], inside)
+    u = torch.where(inside, solver.weights[chosen], solver.pull[chosen])
+    return Tableau.swept(V, u, inside, solver.value)
 
 
 def swap_down(
@@ -155,23 +178,49 @@ def swap_down(
     clock: Clock,
     size: float,
 ) -> int:
-    """Take the best allowed exchange until none lowers the value; the number taken.
+    """Take the best allowed exchanges until none lowers the value; the number taken.
 
-    ``size`` is the objective that ``options.tol`` is relative to.
+    All pairs are ranked at once; the best of them are taken in turn, each judged anew by its exact
+    change. ``size`` is the objective that ``options.tol`` is relative to.
     """
     mask = fixed.clone()
     mask[chosen] = tableau.inside
-    floor = options.tol * max(abs(size), 1e-300)
-    for count in range(options.max_swaps):
+    floor, count = options.tol * max(abs(size), 1e-300), 0
+    while count < options.max_swaps and not clock.expired:
         out = tableau.inside.nonzero().squeeze(1)
         into = (~tableau.inside).nonzero().squeeze(1)
-        if not len(out) or not len(into) or clock.expired:
-            return count
+        if not len(out) or not len(into):
+            break
         allowed = problem.supports.can_swap(mask, chosen[out], chosen[into])
-        change, a, b = tableau.best_exchange(allowed, out, into)
-        if not change < -floor:
-            return count
-        tableau.toggle(a)
-        tableau.toggle(b)
-        mask[chosen[a]], mask[chosen[b]] = False, True
-    return options.max_swaps
+        taken = 0
+        for change, a, b in tableau.best_exchanges(allowed, out, into, _BATCH):
+            if not change < -floor:
+                break
+            if taken and not _still_pays(problem, tableau, mask, chosen, (a, b), 0.7 * change):
+                continue
+            tableau.toggle(a)
+            tableau.toggle(b)
+            mask[chosen[a]], mask[chosen[b]] = False, True
+            taken += 1
+        count += taken
+        if not taken:
+            break
+    return count
+
+
+def _still_pays(
+    problem: Problem,
+    tableau: Tableau,
+    mask: Tensor,
+    chosen: Tensor,
+    pair: tuple[int, int],
+    promised: float,
+) -> bool:
+    """Whether a pair ranked before other swaps is still allowed and gains most of its promise."""
+    a, b = pair
+    if not bool(tableau.inside[a]) or bool(tableau.inside[b]):
+        return False
+    if not tableau.exchange(a, b) < promised:
+        return False
+    allowed = problem.supports.can_swap(mask, chosen[a : a + 1], chosen[b : b + 1])
+    return allowed is None or bool(allowed.all())

@@ -1,4 +1,4 @@
-"""Conjugate gradients on a fixed support: better weights after every pass over the data."""
+"""Conjugate gradients on a fixed support: better weights after every pass over its columns."""
 
 from __future__ import annotations
 
@@ -7,39 +7,55 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from chita_opt.curvature import LowRank
+from chita_opt.curvature.factors import ColumnFactor
 from chita_opt.problem import Problem
 
+_GATHERED = 0.3  # share of all columns up to which copying the support's pays
 
-def conjugate_refit(problem: Problem, w: Tensor, *, steps: int) -> Iterator[tuple[Tensor, float]]:
-    """Yield weights of falling objective on the support of ``w``, one pass each.
 
-    Jacobi-preconditioned conjugate gradients on H_SS at the data's precision; the objective is
-    carried along by its exact decrease per step.
+def conjugate_refit(
+    problem: Problem, mask: Tensor, *, steps: int
+) -> Iterator[tuple[Tensor, float, Tensor]]:
+    """Yield weights of falling objective on ``mask``, their value and their image ``F(w - w_bar)``.
+
+    Jacobi-preconditioned conjugate gradients on H_SS at the data's precision, for gradients
+    (:class:`LowRank`). The columns of the support are gathered once, so that a step costs the
+    share of a pass that the support is of the weights. The objective is carried along by its
+    exact decrease per step.
     """
-    C, mask = problem.curvature, w != 0
-    x = w - problem.w_bar
+    C = problem.curvature
+    assert isinstance(C, LowRank)
+    index, F = _columns(C, mask)
+    on, rho = mask[index], problem.rho[index]
+    x = torch.where(mask, 0.0, -problem.w_bar)
     image = C.image(x, exact=False)
-    value = C.energy(image) + problem.separable.value(x)
-    yield w, value
-    gradient = _on(mask, C.pullback(image, exact=False) + problem.g + problem.rho * x)
-    scale = 1.0 / (C.diagonal() + problem.rho).clamp_min(1e-300)
+    value = 0.5 * float(image @ image) + problem.separable.value(x)
+    yield problem.w_bar + x, value, image
+    y = torch.zeros_like(rho)
+    gradient = torch.where(on, F.adjoint(image) + problem.g[index], 0.0)
+    scale = 1.0 / (F.square_norms() + rho).clamp_min(1e-300)
     z = scale * gradient
     direction, gz = -z, float(gradient @ z)
     for _ in range(steps):
         if gz <= 0.0:
             return
-        bent = C.image(direction, exact=False)
-        curve = 2.0 * C.energy(bent) + float((problem.rho * direction) @ direction)
+        bent = F.forward(direction)
+        curve = float(bent @ bent) + float((rho * direction) @ direction)
         step = gz / curve
-        w = w + step * direction
+        y, image = y + step * direction, image + step * bent
         value -= 0.5 * step * gz
-        yield w, value
-        product = C.pullback(bent, exact=False) + problem.rho * direction
-        gradient = gradient + step * _on(mask, product)
+        yield problem.w_bar + x.index_add(0, index, y), value, image
+        product = F.adjoint(bent) + rho * direction
+        gradient = torch.where(on, gradient + step * product, 0.0)
         z = scale * gradient
         new = float(gradient @ z)
         direction, gz = -z + (new / gz) * direction, new
 
 
-def _on(mask: Tensor, values: Tensor) -> Tensor:
-    return torch.where(mask, values, torch.zeros_like(values))
+def _columns(C: LowRank, mask: Tensor) -> tuple[Tensor, ColumnFactor]:
+    """The columns of the support, gathered; of a large one all columns, in place."""
+    index = mask.nonzero().squeeze(1)
+    if len(index) > _GATHERED * len(mask):
+        return torch.arange(len(mask), device=mask.device), ColumnFactor(C.A.T, C.scale)
+    return index, ColumnFactor(C.A.T.index_select(0, index), C.scale)

@@ -18,14 +18,15 @@ from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
-from chita_opt.heuristics.magnitude import one_step_support
 from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
-_LARGE = 4  # supports of so many times n get an early answer by conjugate gradients
-_REFIT_STEPS = 4
+_SLACK = 5.0  # a rounding needs the bound's digits more than the dual point's
+_SWAP_TOL = 1e-5  # relative decrease that is worth a swap
+_REFIT_STEPS = 8  # of conjugate gradients on the first support
+_REFIT_TOL = 1e-2  # relative decrease of the last step that makes their dual point a good start
 
 
 def relax_round(
@@ -34,7 +35,7 @@ def relax_round(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    tol: float = 2e-2,
+    tol: float = 5e-2,
     roundings: int = 0,
     max_rounds: int = 1,
     candidates: int = 300,
@@ -75,7 +76,6 @@ def relax_round(
     warm: dict[str, Tensor] = {}
     solver = None
     with best.until_interrupt():
-        _refit(problem, best, start)
         state = _relax(problem, best, start, tol, memory_limit)
         best.interrupted = state.stopped == "interrupt"  # the rounding still pays, no more
         warm = {"z": state.z, "image": problem.curvature.image_of_dual(state.best_r)}
@@ -86,7 +86,7 @@ def relax_round(
         fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
         stats["fractional"] = len(fractional)
         max_rounds = 0 if best.interrupted else max_rounds
-        options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
+        options = SearchOptions(candidates=candidates, max_rounds=max_rounds, tol=_SWAP_TOL)
         undecided = (state.z[fractional] - 0.5).abs().argsort()[: candidates // 2]
         extra = fractional[undecided]
         solver, rounds, _ = improve(problem, solver, options, best, extra)
@@ -99,24 +99,29 @@ def relax_round(
     return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
 
 
-def _refit(problem: Problem, best: Incumbent, start: Solution | None) -> None:
-    """A few conjugate-gradient steps on a support so large that its Gram matrix takes a while."""
-    if start is not None or not isinstance(problem.curvature, LowRank):
-        return
-    mask = one_step_support(problem)
-    if int(mask.sum()) < _LARGE * problem.curvature.image_size:
-        return
-    w = torch.where(mask, problem.w_bar, 0.0)
-    for weights, value in conjugate_refit(problem, w, steps=_REFIT_STEPS):
-        best.offer(weights, value)
+def _first_point(
+    problem: Problem, best: Incumbent, start: Solution | None
+) -> tuple[Tensor, Tensor | None]:
+    """Support to begin from and, after some conjugate-gradient steps on it, its dual point."""
+    if start is not None:
+        return start.mask, None
+    mask, r = problem.supports.best_support(problem.scores), None
+    if isinstance(problem.curvature, LowRank) and bool(mask.any()):
+        image, last = None, float("inf")
+        for w, value, image in conjugate_refit(problem, mask, steps=_REFIT_STEPS):  # noqa: B007
+            last, closing = value, last - value
+            best.offer(w, value)
+        if image is not None and closing < _REFIT_TOL * abs(last):
+            r = problem.curvature.dual_of_image(image)
+    return mask, r
 
 
 def _relax(
     problem: Problem, best: Incumbent, start: Solution | None, tol: float, memory_limit: float
 ) -> RelaxationState:
-    mask = start.mask if start is not None else one_step_support(problem)
+    mask, r = _first_point(problem, best, start)
     tail = float((0.5 * problem.rho * problem.scores)[~mask].sum())
-    options = RelaxationOptions(tol=tol, memory_limit=memory_limit)
+    options = RelaxationOptions(tol=tol, slack=_SLACK, memory_limit=memory_limit)
     return maximise_dual(
         problem.curvature.factor(),
         problem.separable,
@@ -125,7 +130,8 @@ def _relax(
         options=options,
         clock=Clock(best.clock.remaining),
         z=mask.double(),
-        on_point=lambda w, value: best.offer(w, value),
+        r=r,
+        on_point=None if r is not None else best.offer,
     )
 
 
@@ -148,7 +154,8 @@ def _solve_rounded(problem: Problem, state: RelaxationState) -> SupportSolver:
         change = mask.double() / problem.rho - system.held
         index = change.nonzero().squeeze(1)
         if 2 * int(mask.sum()) > system.factor.dual_size and len(index) < int(mask.sum()):
-            gram = system.gram + system.factor.gram(index, change[index])
+            gram = system.factor.gram(index, change[index], onto=system.gram)
+            system.held += change
             return WoodburySupport.solve(
                 system.factor, problem.separable, mask, exact=False, gram=gram
             )

@@ -43,6 +43,13 @@ class Tableau:
         self.u[O] = q[O] - Q[O[:, None], T[None, :]] @ weights
         self.value = -0.5 * float(q[T] @ weights)
 
+    @classmethod
+    def swept(cls, V: Tensor, u: Tensor, inside: Tensor, value: float) -> Tableau:
+        """A tableau whose entries are known already, for the set ``inside``."""
+        tableau = cls.__new__(cls)
+        tableau.inside, tableau.V, tableau.u, tableau.value = inside.clone(), V, u, value
+        return tableau
+
     def toggle(self, j: int) -> None:
         """Move index j in or out: a rank-one update of the rest, then its own row and column."""
         pivot, own = float(self.V[j, j]), float(self.u[j])
@@ -63,10 +70,13 @@ class Tableau:
         cost = -0.5 * self.u.square() / self.V.diagonal()
         return torch.where(self.inside, cost, torch.inf)
 
-    def best_exchange(
-        self, allowed: Tensor | None, out: Tensor, into: Tensor
-    ) -> tuple[float, int, int]:
-        """Largest decrease over pairs (leave ``out[a]``, enter ``into[b]``) that are allowed."""
+    def best_exchanges(
+        self, allowed: Tensor | None, out: Tensor, into: Tensor, count: int = 1
+    ) -> list[tuple[float, int, int]]:
+        """The ``count`` largest decreases over pairs (leave ``out[a]``, enter ``into[b]``).
+
+        Only pairs that are ``allowed``, best first, as (change, leaving, entering).
+        """
         inverse = -self.V.diagonal()[out]
         ratio = self.u[out] / inverse
         cross = self.V.index_select(0, out).index_select(1, into)
@@ -75,6 +85,14 @@ class Tableau:
         change = gain.div_(bend).mul_(-0.5).add_((0.5 * self.u[out] * ratio)[:, None])
         if allowed is not None:
             change.masked_fill_(~allowed, torch.inf)
-        flat = int(change.argmin())
-        a, b = divmod(flat, len(into))
-        return float(change[a, b]), int(out[a]), int(into[b])
+        best = change.flatten().topk(min(count, change.numel()), largest=False)
+        rows = out[best.indices // len(into)].tolist()
+        columns = into[best.indices % len(into)].tolist()
+        return list(zip(best.values.tolist(), rows, columns, strict=True))
+
+    def exchange(self, a: int, b: int) -> float:
+        """Change of the value when ``a`` leaves and ``b`` enters."""
+        inverse, own = -float(self.V[a, a]), float(self.u[a])
+        cross = float(self.V[a, b])
+        pull, bend = float(self.u[b]) + cross * own / inverse, float(self.V[b, b])
+        return 0.5 * own * own / inverse - 0.5 * pull * pull / (bend + cross * cross / inverse)
