@@ -1,4 +1,15 @@
-"""Newton systems of curvatures that fall into blocks: rows of a layer, and blocks of any form."""
+r"""Newton systems of curvatures that fall into blocks: rows of a layer, and blocks of any form.
+
+With B the weight-space middle of the Newton matrix (see :mod:`chita_opt.bounds.newton`) and S its
+support, the weights with z > 0,
+
+.. math:: M^{-1}=(I+FBF^\top)^{-1}=I-F_S\big(B_S^{-1}+F_S^\top F_S\big)^{-1}F_S^\top .
+
+For rows of a layer, :math:`F_S^\top F_S` is a sub-matrix of the matrix that they share, so a row
+costs one Cholesky factorisation of the order of its own support and no product. B is diagonal but
+for the pools, and :math:`D^{1/2}(I-uu^\top)D^{1/2}` has the inverse :math:`D^{-1/2}(I+uu^\top/
+(1-|u|^2))D^{-1/2}`, where :math:`1-|u|^2` is a sum of positive terms.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +19,119 @@ from torch import Tensor
 from chita_opt.bounds.newton import FreePart, NewtonSystem, apply_newton, conjugate_gradients
 from chita_opt.curvature.factors import BlockFactor, Factor, RowFactor
 
+_BATCH_ENTRIES = 2**24  # float64 entries of the sub-matrices factored at a time (128 MiB)
+_TINY = 1e-300
+
 
 class RowNewton(NewtonSystem):
     """All rows of a layer in batches; pools must lie inside one row."""
 
     def __init__(self, factor: RowFactor) -> None:
         self.factor = factor
-        self.L: Tensor | None = None
+        self.H = factor.F.T @ factor.F
+        self.batches: list[_Batch] = []
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
-        """Batched ``I + F diag(s) F'`` less the pools' rank-one terms."""
-        F, rows = self.factor.F, self.factor.rows
-        s = weights.clone()
-        if free is not None and len(free.index):
-            s[free.index] += free.stiffness * free.slope.square()
-        M = self._assemble(s.reshape(rows, -1))
-        if free is not None and len(free.index):
-            self._subtract_pools(M, free)
-            self.L, info = torch.linalg.cholesky_ex(M)
-            if not bool((info != 0).any()):
-                return True
-            M = self._assemble(weights.reshape(rows, F.shape[1]))
-        self.L = torch.linalg.cholesky(M)
-        return free is None or not len(free.index)
+        """Factor every row on its support; rows of like size share a batch."""
+        if free is None or not len(free.index):
+            return self._factor(weights, torch.zeros_like(weights), None)
+        D = weights.clone()
+        D[free.index] += free.stiffness * free.slope.square()
+        y, pool = _pool_vectors(weights, D, free)
+        if self._factor(D, y, pool):
+            return True
+        self._factor(weights, torch.zeros_like(weights), None)
+        return False
 
     def solve(self, rhs: Tensor) -> Tensor:
-        """Batched triangular solves."""
-        assert self.L is not None
-        b = rhs.reshape(self.factor.rows, -1, 1)
-        return torch.cholesky_solve(b, self.L).reshape(-1)
+        """Row by row ``rhs - F_S (B_S^-1 + H_SS)^-1 F_S' rhs``."""
+        F, rows = self.factor.F, self.factor.rows
+        b = rhs.reshape(rows, -1)
+        pulled = b @ F
+        x = torch.zeros_like(pulled)
+        for batch in self.batches:
+            part = pulled[batch.rows].gather(1, batch.index) * batch.valid
+            solved = torch.cholesky_solve(part[:, :, None], batch.L)[:, :, 0] * batch.valid
+            own = torch.zeros(len(part), x.shape[1], dtype=x.dtype, device=x.device)
+            x[batch.rows] = own.scatter_add_(1, batch.index, solved)
+        return (b - x @ F.T).reshape(-1)
 
-    def _assemble(self, s: Tensor) -> Tensor:
-        F = self.factor.F
-        M = torch.empty(len(s), len(F), len(F), dtype=torch.float64, device=F.device)
-        for r in range(len(s)):
-            torch.mm(F * s[r], F.T, out=M[r])
-        M.diagonal(dim1=1, dim2=2).add_(1.0)
-        return M
+    def _factor(self, D: Tensor, y: Tensor, pool: Tensor | None) -> bool:
+        """Cholesky factors of ``1/D + y y' (within pools) + H`` on the support of D, in batches."""
+        rows, d = self.factor.rows, len(self.H)
+        table = D.reshape(rows, d)
+        used = table > 0
+        counts = used.sum(1)
+        by_size = counts.argsort()
+        self.batches = []
+        start = 0
+        while start < rows:
+            stop = _batch_end(counts[by_size], start)
+            chosen = by_size[start:stop]
+            width = int(counts[by_size[stop - 1]])
+            index = used[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+            valid = torch.arange(width, device=D.device) < counts[chosen, None]
+            A = self.H[index[:, :, None], index[:, None, :]]
+            A *= valid[:, :, None] & valid[:, None, :]
+            inverse = 1.0 / table[chosen].gather(1, index)
+            A.diagonal(dim1=1, dim2=2).add_(torch.where(valid, inverse, 1.0))
+            if pool is not None:
+                own = y.reshape(rows, d)[chosen].gather(1, index) * valid
+                label = pool.reshape(rows, d)[chosen].gather(1, index)
+                same = label[:, :, None] == label[:, None, :]
+                A += own[:, :, None] * own[:, None, :] * same
+            L, info = torch.linalg.cholesky_ex(A)
+            if bool((info != 0).any()):
+                return False
+            self.batches.append(_Batch(chosen, index, valid, L))
+            start = stop
+        return True
 
-    def _subtract_pools(self, M: Tensor, free: FreePart) -> None:
-        F, d = self.factor.F, self.factor.F.shape[1]
-        held = free.pool >= 0
-        index, pool = free.index[held], free.pool[held]
-        if not len(index):
-            return
-        names, place = pool.unique(return_inverse=True)
-        h = free.stiffness[held]
-        mass = h.new_zeros(len(names)).index_add_(0, place, h)
-        T = h.new_zeros(len(names), len(F))
-        T.index_add_(0, place, F.T[index % d] * (h * free.slope[held])[:, None])
-        T /= mass.sqrt()[:, None]
-        row = torch.zeros_like(names).scatter_(0, place, index // d)
-        for r in row.unique():
-            mine = T[row == r]
-            M[r] -= mine.T @ mine
+
+class _Batch:
+    """Rows factored together, padded to the largest support with the identity."""
+
+    def __init__(self, rows: Tensor, index: Tensor, valid: Tensor, L: Tensor) -> None:
+        self.rows, self.index, self.valid, self.L = rows, index, valid, L
+
+
+def _batch_end(counts: Tensor, start: int) -> int:
+    """End of a batch of rows, in order of size, that wastes little and fits in memory."""
+    smallest = int(counts[start])
+    end = start + 1
+    while end < len(counts):
+        width = max(int(counts[end]), 1)
+        if width > 1.25 * smallest + 16 or (end + 1 - start) * width**2 > _BATCH_ENTRIES:
+            break
+        end += 1
+    return end
+
+
+def _pool_vectors(weights: Tensor, D: Tensor, free: FreePart) -> tuple[Tensor, Tensor]:
+    """Vectors y (p,) with B^-1 = 1/D + y y' inside every pool, and the pools' labels (p,)."""
+    held = free.pool >= 0
+    index, h, slope = free.index[held], free.stiffness[held], free.slope[held]
+    pool = torch.full((len(D),), -1, dtype=torch.int64, device=D.device)
+    y = torch.zeros_like(D)
+    if not len(index):
+        return y, pool
+    labels = free.pool[held]
+    count = int(labels.max()) + 1
+    zero = h.new_zeros(count)
+    mass = zero.index_add(0, labels, h)
+    settled = weights[index] / D[index].clamp_min(_TINY)  # 1 - h s^2 / D
+    left = zero.index_add(0, labels, h * settled) / mass.clamp_min(_TINY)  # 1 - |u|^2
+    scale = (mass * left).clamp_min(_TINY).sqrt()[labels]
+    y[index] = h * slope / (D[index].clamp_min(_TINY) * scale)
+    pool[index] = labels
+    return y, pool
 
 
 class CoupledNewton(NewtonSystem):
-    """Blocks solved exactly; pools that cross blocks join by conjugate gradients.
+    """Blocks solved exactly; pools that cross blocks are joined to them.
 
-    The crossing pools change M by as many rank-one terms as there are pools, so preconditioned by
-    the blocks the iteration ends after about that many steps.
+    The crossing pools change M by as many rank-one terms as there are pools, so conjugate gradients
+    preconditioned by the blocks end after about that many steps.
     """
 
     def __init__(self, factor: Factor, children: list[NewtonSystem], sizes: list[int]) -> None:
@@ -76,11 +139,11 @@ class CoupledNewton(NewtonSystem):
         self.ends = torch.tensor(sizes).cumsum(0).tolist()
         self.weights: Tensor | None = None
         self.free: FreePart | None = None
-        self.crossing = False
+        self.crossing: Tensor | None = None
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
         """Prepare every block with the pools that it holds alone."""
-        self.weights, self.crossing = weights, False
+        self.weights, self.crossing = weights, None
         self.free = free if free is not None and len(free.index) else None
         local = None if self.free is None else self._localise(self.free)
         complete, start = True, 0
@@ -93,7 +156,7 @@ class CoupledNewton(NewtonSystem):
             complete &= child.prepare(weights[start:end], part)
             start = end
         if not complete:
-            self.free, self.crossing = None, False
+            self.free, self.crossing = None, None
             start = 0
             for child, end in zip(self.children, self.ends, strict=True):
                 child.prepare(weights[start:end], None)
@@ -101,8 +164,8 @@ class CoupledNewton(NewtonSystem):
         return complete
 
     def solve(self, rhs: Tensor) -> Tensor:
-        """Block solves alone, or as the preconditioner."""
-        if not self.crossing:
+        """Block solves alone, or joined."""
+        if self.crossing is None:
             return self._blocks(rhs)
         return conjugate_gradients(self._apply, rhs, self._blocks, tolerance=1e-8, limit=100)
 
@@ -117,7 +180,7 @@ class CoupledNewton(NewtonSystem):
         low = low.scatter_reduce_(0, labels, block, "amin")
         high = torch.zeros_like(low).scatter_reduce_(0, labels, block, "amax")
         crosses = (low != high)[labels] & (free.pool >= 0)
-        self.crossing = bool(crosses.any())
+        self.crossing = free.pool[crosses].unique() if bool(crosses.any()) else None
         pool = torch.where(crosses, -1, free.pool)
         return FreePart(free.index, free.slope, free.stiffness, pool)
 
