@@ -182,7 +182,7 @@ def _refine(
     direction, rz = z, float(residual @ z)
     for _ in range(_MAX_REFINEMENTS):
         if float(residual.norm()) <= target:
-            return r, True
+            return r + z, True  # one more correction costs no product
         Md = apply(direction)
         step = rz / float(direction @ Md)
         r, residual = r + step * direction, residual - step * Md
