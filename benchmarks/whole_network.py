@@ -34,7 +34,7 @@ LIMITS = {
 def certified(problem: co.Problem, pass_time: float) -> dict[str, Any]:
     """Solve, bound and check one problem."""
     begin = time.perf_counter()
-    solution = co.solve(problem, tol=1e-3, max_rounds=2, candidates=600)
+    solution = co.solve(problem, effort="thorough")
     bound = dual_bound(problem, start=solution)
     seconds = time.perf_counter() - begin
     begin = time.perf_counter()

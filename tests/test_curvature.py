@@ -391,3 +391,29 @@ def test_rounding_is_not_indefinite() -> None:
     A = normal(draw_for(), 3, 40).float()
     H = Dense(A.T @ A / 3)
     assert H.H.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_swept_tableau_is_that_of_the_dense_matrix(dtype: torch.dtype) -> None:
+    """Kept and pruned indices mixed, with and without the shared triangular solve."""
+    draw = draw_for(21)
+    n, p = 12, 30
+    C = LowRank(gradients(draw, n, p).A.to(dtype), 1.0 / n)
+    rho = torch.full((p,), 0.05, dtype=torch.float64)
+    part = SeparablePart(normal(draw, p), torch.zeros_like(rho), rho)
+    mask = torch.zeros(p, dtype=torch.bool)
+    mask[:20] = True
+    solver = C.support_solver(part, mask)
+    assert isinstance(solver, WoodburySupport)
+    index = torch.tensor([0, 3, 4, 11, 19, 20, 22, 29])
+    H = C.dense() + torch.diag(rho)
+    wide = solver.swept(index)
+    solver.prepare(torch.arange(0, p))
+    assert torch.allclose(wide, solver.swept(index), rtol=1e-3, atol=1e-5)
+    inverse = torch.linalg.inv(H[:20, :20])
+    T, O = index[:5], index[5:]  # noqa: E741
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close(wide[:5, :5], -inverse[T][:, T], **tolerance)
+    torch.testing.assert_close(wide[:5, 5:], (inverse @ H[:20][:, O])[T], **tolerance)
+    schur = H[O][:, O] - H[O][:, :20] @ inverse @ H[:20][:, O]
+    torch.testing.assert_close(wide[5:, 5:], schur, **tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,12 @@ from chita_opt.curvature import BlockDiagonal, Dense, LowRank
 from chita_opt.curvature.factors import ColumnFactor
 from chita_opt.errors import CurvatureError, MethodError
 from chita_opt.exact import enumerate_optimum
-from chita_opt.heuristics import METHODS, choose_method, solve
+from chita_opt.heuristics import METHODS, THOROUGH, RoundingOptions, choose_method, solve
+from chita_opt.heuristics.local_search import SearchOptions, exchange_round
+from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem, from_gradients
-from chita_opt.solution import Solution, Status
+from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget, SupportFamily
 
 from .problems import (
@@ -97,7 +100,9 @@ def test_planted_dense_minimum(form: str, family: str) -> None:
     """With the minimiser itself sparse, the optimum is the dense minimum, whatever the data."""
     C = CURVATURES[form](draw(3), P)
     problem = planted(C, FAMILIES[family](draw(4), P), 5, noise=0.0)  # type: ignore[arg-type]
-    solution = solve(problem, "relax_round", tol=1e-4, max_rounds=4)
+    solution = solve(
+        problem, "relax_round", effort=RoundingOptions(tol=1e-4, slack=1.0, max_rounds=4)
+    )
     size = problem.prune_all + abs(problem.dense_minimum)
     assert solution.objective == pytest.approx(problem.dense_minimum, abs=1e-9 * size)
 
@@ -211,7 +216,7 @@ def test_the_default_is_the_best_here() -> None:
 def test_random_roundings_use_their_seed() -> None:
     problem = medium(7, n=80, p=400, k=40)
     plain = solve(problem, "relax_round")
-    options: dict[str, Any] = {"roundings": 8, "tol": 1e-3, "max_rounds": 4}
+    options: dict[str, Any] = {"effort": replace(THOROUGH, roundings=8, max_rounds=4)}
     a = solve(problem, "relax_round", seed=1, **options)
     assert a.w.equal(solve(problem, "relax_round", seed=1, **options).w)
     assert a.objective <= plain.objective * (1.0 + 1e-6)
@@ -447,3 +452,50 @@ def test_first_order_terms_move_the_support() -> None:
     assert not a.mask.equal(b.mask)
     on_magnitude = objective_on(moved, a.mask)
     assert b.objective < on_magnitude
+
+
+def test_an_unknown_effort_is_refused() -> None:
+    with pytest.raises(MethodError, match="effort is 'best'"):
+        solve(medium(), "relax_round", effort="best")
+
+
+def test_thorough_is_never_far_behind_fast() -> None:
+    for seed in (1, 2, 3):
+        problem = medium(seed)
+        fast, thorough = (solve(problem, effort=e).objective for e in ("fast", "thorough"))
+        assert thorough <= fast * (1.0 + 1e-3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_conjugate_refit_falls_to_the_backsolve(share: float) -> None:
+    """Both ways of reading the columns: gathered for a small support, in place for a large one."""
+    problem = medium(5, n=40, p=150, k=round(150 * share))
+    mask = problem.supports.best_support(problem.scores)
+    points = list(conjugate_refit(problem, mask, steps=120))
+    values = [value for _, value, _ in points]
+    assert all(b <= a for a, b in pairwise(values))
+    w, value, image = points[-1]
+    assert not bool(w[~mask].any())
+    exact = problem.curvature.support_solver(problem.separable, mask)
+    assert value == pytest.approx(exact.value, rel=1e-5)
+    assert problem.objective(w) == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(
+        image, problem.curvature.image(w - problem.w_bar), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_swaps_taken_from_one_ranking_leave_no_better_swap() -> None:
+    problem = medium(3, n=30, p=60, k=20)
+    solver = problem.curvature.support_solver(
+        problem.separable, problem.supports.best_support(problem.scores)
+    )
+    options = SearchOptions(candidates=60, tol=1e-9)
+    every = torch.arange(60)
+    moved = exchange_round(problem, solver, every, options, Clock(), exact=True)
+    assert moved is not None and int(moved.mask.sum()) == 20
+    H = problem.curvature.dense() + torch.diag(problem.rho)
+    kept, pruned = moved.mask.nonzero().squeeze(1), (~moved.mask).nonzero().squeeze(1)
+    tableau = Tableau(H, problem.rho * problem.w_bar - problem.g + problem.curvature.product(
+        problem.w_bar), moved.mask)  # fmt: skip
+    (change, *_), *_ = tableau.best_exchanges(None, kept, pruned)
+    assert change >= -1e-6 * moved.value

@@ -12,7 +12,7 @@ from chita_opt.bounds.splits import safe_split
 from chita_opt.certificates.certificate import Certificate, certify
 from chita_opt.curvature import LowRank
 from chita_opt.errors import ProblemError
-from chita_opt.heuristics import choose_method, solve
+from chita_opt.heuristics import THOROUGH, choose_method, solve
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
@@ -119,7 +119,9 @@ def run_method(
 ) -> Solution:
     """Call ``solve`` with what the method understands of ``effort``."""
     name = choose_method(problem) if effort.method == "auto" else effort.method
-    more = {"memory_limit": effort.memory_limit} if name == "relax_round" else {}
+    more = {}
+    if name == "relax_round":
+        more["effort"] = replace(THOROUGH, memory_limit=effort.memory_limit)
     return solve(problem, name, start=start, time_limit=time_limit, seed=effort.seed, **more)
 
 

@@ -8,6 +8,8 @@ small problem.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,45 @@ from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
-_SLACK = 5.0  # a rounding needs the bound's digits more than the dual point's
-_SWAP_TOL = 1e-5  # relative decrease that is worth a swap
 _REFIT_STEPS = 8  # of conjugate gradients on the first support
 _REFIT_TOL = 1e-2  # relative decrease of the last step that makes their dual point a good start
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingOptions:
+    """How much care :func:`relax_round` takes; :data:`FAST` and :data:`THOROUGH` are two answers.
+
+    Attributes
+    ----------
+    tol : float
+        Relative accuracy of the relaxation.
+    slack : float
+        How far from stationary the dual point may be, in units of ``tol``; a rounding needs the
+        digits of the value more.
+    roundings : int
+        Random roundings of the fractional indicators, each improved by exchanges.
+    max_rounds, candidates : int
+        Of the exchange search.
+    swap_tol : float
+        Relative decrease that is worth a swap.
+    memory_limit : float
+        Bytes for the relaxation's Newton system.
+    """
+
+    tol: float = 5e-2
+    slack: float = 5.0
+    roundings: int = 0
+    max_rounds: int = 1
+    candidates: int = 300
+    swap_tol: float = 1e-5
+    memory_limit: float = 4e9
+
+
+FAST = RoundingOptions()
+"""An answer mostly within a few tenths of a percent of the best known one."""
+THOROUGH = RoundingOptions(tol=1e-3, slack=1.0, max_rounds=2, candidates=600, swap_tol=1e-6)
+"""What a certificate deserves, at about twice the time."""
+_EFFORTS = {"fast": FAST, "thorough": THOROUGH}
 
 
 def relax_round(
@@ -35,68 +72,80 @@ def relax_round(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    tol: float = 5e-2,
-    roundings: int = 0,
-    max_rounds: int = 1,
-    candidates: int = 300,
-    memory_limit: float = 4e9,
+    effort: RoundingOptions | str = "fast",
 ) -> Solution:
     """The default method: perspective relaxation, rounding, exact exchanges, exact backsolve.
-
-    The defaults are for speed: an answer within about a tenth of a percent of the best known one.
-    ``tol=1e-3, max_rounds=4, candidates=600, roundings=12`` is thorough.
 
     Parameters
     ----------
     problem, start, time_limit, seed
         As for every method. ``start``'s support is where the relaxation begins; the answer is
         never worse than ``start``.
-    tol : float
-        Relative accuracy of the relaxation; a rounding gains nothing from more digits.
-    roundings : int
-        Random roundings of the fractional indicators, each improved by exchanges.
-    max_rounds, candidates : int
-        Of the exchange search.
-    memory_limit : float
-        Bytes for the relaxation's Newton system.
+    effort : {"fast", "thorough"} or RoundingOptions
+        How much care is taken.
 
     Raises
     ------
     MethodError
-        If some rho is zero (there is no relaxation to solve) or the family has only an oracle.
+        If some rho is zero (there is no relaxation to solve), the family has only an oracle, or
+        the effort is unknown.
     """
-    if not float(problem.rho.min()) > 0.0:
-        raise MethodError("relax_round needs rho > 0; raise the ridge or use local_search")
-    if not problem.supports.is_laminar:
-        raise MethodError(
-            f"relax_round needs thresholds that {problem.supports.name} lacks; use chita"
-        )
+    options = _check(problem, effort)
     best = Incumbent(problem, time_limit, start)
     stats: dict[str, object] = {}
     warm: dict[str, Tensor] = {}
     solver = None
     with best.until_interrupt():
-        state = _relax(problem, best, start, tol, memory_limit)
+        state = _relax(problem, best, start, options)
         best.interrupted = state.stopped == "interrupt"  # the rounding still pays, no more
         warm = {"z": state.z, "image": problem.curvature.image_of_dual(state.best_r)}
         stats |= {"newton_steps": state.steps, "relaxation": state.best, **state.stats}
         solver = _solve_rounded(problem, state)
         best.offer(solver.weights, solver.value)
         stats["rounded"] = solver.value
-        fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
-        stats["fractional"] = len(fractional)
-        max_rounds = 0 if best.interrupted else max_rounds
-        options = SearchOptions(candidates=candidates, max_rounds=max_rounds, tol=_SWAP_TOL)
-        undecided = (state.z[fractional] - 0.5).abs().argsort()[: candidates // 2]
-        extra = fractional[undecided]
-        solver, rounds, _ = improve(problem, solver, options, best, extra)
-        if roundings and len(fractional) and not best.interrupted:
-            solver = _random_roundings(problem, solver, state.z, roundings, seed, options, best)
-        stats["rounds"] = rounds
+        if not best.interrupted:
+            solver = _improve(problem, solver, state, best, (options, seed), stats)
     exact = None
     with best.until_interrupt():
         exact = solver.polished() if isinstance(solver, WoodburySupport) else None
     return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
+
+
+def _check(problem: Problem, effort: RoundingOptions | str) -> RoundingOptions:
+    """The options of an effort; refuse problems without a relaxation."""
+    if not float(problem.rho.min()) > 0.0:
+        raise MethodError("relax_round needs rho > 0; raise the ridge or use local_search")
+    if not problem.supports.is_laminar:
+        raise MethodError(
+            f"relax_round needs thresholds that {problem.supports.name} lacks; use chita"
+        )
+    if isinstance(effort, RoundingOptions):
+        return effort
+    if effort not in _EFFORTS:
+        raise MethodError(f"effort is {effort!r}; give {' or '.join(_EFFORTS)}, or RoundingOptions")
+    return _EFFORTS[effort]
+
+
+def _improve(
+    problem: Problem,
+    solver: SupportSolver,
+    state: RelaxationState,
+    best: Incumbent,
+    how: tuple[RoundingOptions, int],
+    stats: dict[str, object],
+) -> SupportSolver:
+    """Exchanges among the undecided weights first, then random roundings."""
+    options, seed = how
+    fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
+    stats["fractional"] = len(fractional)
+    search = SearchOptions(
+        candidates=options.candidates, max_rounds=options.max_rounds, tol=options.swap_tol
+    )
+    undecided = (state.z[fractional] - 0.5).abs().argsort()[: options.candidates // 2]
+    solver, stats["rounds"], _ = improve(problem, solver, search, best, fractional[undecided])
+    if options.roundings and len(fractional):
+        solver = _random_roundings(problem, solver, state.z, options.roundings, seed, search, best)
+    return solver
 
 
 def _first_point(
@@ -117,17 +166,18 @@ def _first_point(
 
 
 def _relax(
-    problem: Problem, best: Incumbent, start: Solution | None, tol: float, memory_limit: float
+    problem: Problem, best: Incumbent, start: Solution | None, options: RoundingOptions
 ) -> RelaxationState:
     mask, r = _first_point(problem, best, start)
     tail = float((0.5 * problem.rho * problem.scores)[~mask].sum())
-    options = RelaxationOptions(tol=tol, slack=_SLACK, memory_limit=memory_limit)
     return maximise_dual(
         problem.curvature.factor(),
         problem.separable,
         problem.supports,
         scale=tail if bool(problem.g.any()) else 0.0,
-        options=options,
+        options=RelaxationOptions(
+            tol=options.tol, slack=options.slack, memory_limit=options.memory_limit
+        ),
         clock=Clock(best.clock.remaining),
         z=mask.double(),
         r=r,
