@@ -436,7 +436,7 @@ def test_no_ridge_is_rescued_by_a_definite_matrix(form: str) -> None:
 def test_splits_leave_a_semidefinite_curvature(form: str) -> None:
     problem = make_problem(form, "cardinality", per_weight=True)
     splits = candidate_splits(problem)
-    assert set(splits) <= {"uniform", "diagonal", "conditional"} and splits
+    assert set(splits) <= {"uniform", "diagonal", "conditional", "half_ridge"} and splits
     for e in splits.values():
         split = safe_split(problem.curvature, e)
         assert split is not None and bool((split <= e).all())

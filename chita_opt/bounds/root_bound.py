@@ -68,44 +68,47 @@ def dual_bound(
     target = _target(problem, start, target_gap)
     options = RelaxationOptions(tol=tol, target=target, memory_limit=memory_limit)
     candidates = candidate_splits(problem) if splits == "auto" else {}
-    if float(problem.rho.min()) > 0.0:
-        best = _solve(problem, safe_split(problem.curvature), "none", start, options, clock)
-    elif candidates:
-        best = trivial_bound(problem, safe_split(problem.curvature, candidates["uniform"]))
-    else:
+    has_ridge = float(problem.rho.min()) > 0.0
+    if has_ridge and not _dominated(candidates):
+        candidates = {"none": torch.zeros_like(problem.rho)} | candidates
+    if not candidates:
         check_ridge(problem.rho)
-    best = _try_splits(problem, best, candidates, options, clock)
-    if float(problem.rho.min()) > 0.0:
-        floor = trivial_bound(problem, safe_split(problem.curvature))
-        if floor.value > best.value:  # an ascent cut short can lie below the zero witness
-            best = replace(
-                best, value=floor.value, witness=floor.witness, split=floor.split, proof="trivial"
-            )
+    name = "none" if has_ridge else next(iter(candidates))
+    floor = trivial_bound(problem, _split(problem, candidates, name))
+    best = _best_split(problem, candidates, start, options, clock)
+    if best is None:
+        best = replace(floor, stats={"stopped": "interrupt", "split": name})
+    elif floor.value > best.value:  # an ascent cut short can lie below the zero witness
+        best = replace(
+            best, value=floor.value, witness=floor.witness, split=floor.split, proof="trivial"
+        )
     return replace(best, seconds=clock.elapsed, trace=clock.trace)
 
 
-def _try_splits(
+def _best_split(
     problem: Problem,
-    best: Bound,
     candidates: dict[str, Tensor],
+    start: Solution | Bound | None,
     options: RelaxationOptions,
     clock: Clock,
-) -> Bound:
-    """The best of ``best`` and the splits' bounds; Ctrl-C keeps the best so far."""
-    interrupted = best.stats.get("stopped") == "interrupt"
+) -> Bound | None:
+    """The best bound of the splits; Ctrl-C keeps the best so far, None if there is none yet."""
+    best: Bound | None = None
+    interrupted = False
     try:
-        for name in _order(problem, best, candidates):
-            if clock.expired or interrupted or best.value >= options.target:
+        for name in _order(problem, start, candidates):
+            if best is not None and (clock.expired or interrupted or best.value >= options.target):
                 break
-            e = safe_split(problem.curvature, candidates[name])
-            assert e is not None
-            if float((problem.rho + e).min()) > 0.0:
-                trial = _solve(problem, e, name, best, options, clock)
+            e = _split(problem, candidates, name)
+            if e is None or float((problem.rho + e).min()) > 0.0:
+                trial = _solve(problem, e, name, best or start, options, clock)
                 interrupted = trial.stats["stopped"] == "interrupt"
-                best = trial if trial.value > best.value else best
+                best = trial if best is None or trial.value > best.value else best
     except KeyboardInterrupt:  # between two ascents
         interrupted = True
-    return replace(best, stats={**best.stats, "stopped": "interrupt"}) if interrupted else best
+    if best is not None and interrupted:
+        best = replace(best, stats={**best.stats, "stopped": "interrupt"})
+    return best
 
 
 def _target(problem: Problem, start: Solution | Bound | None, gap: float | None) -> float:
@@ -119,18 +122,39 @@ def _target(problem: Problem, start: Solution | Bound | None, gap: float | None)
     return start.objective - gap * increase
 
 
-def _order(problem: Problem, best: Bound, candidates: dict[str, Tensor]) -> list[str]:
-    """All candidates for small problems, else the one that looks best at the current witness."""
-    if problem.p <= _SOLVE_EVERY_SPLIT or len(candidates) < 2:
+def _dominated(candidates: dict[str, Tensor]) -> bool:
+    """Whether some candidate takes from no weight: its bound is then at least that of none."""
+    return any(float(e.min()) >= 0.0 for e in candidates.values())
+
+
+def _order(
+    problem: Problem, start: Solution | Bound | None, candidates: dict[str, Tensor]
+) -> list[str]:
+    """By what they prove at one displacement; of large problems only the first is worth its time.
+
+    Any displacement tells the splits apart; the start's is used, or that of magnitude pruning.
+    """
+    if len(candidates) < 2:
         return list(candidates)
-    z = torch.zeros_like(problem.w_bar) if best.z is None else best.z
-    v = z * problem.w_bar - problem.w_bar  # any displacement tells the splits apart
+    if isinstance(start, Solution):
+        v = start.w - problem.w_bar
+    else:
+        mask = problem.supports.best_support(problem.scores).double()
+        z = mask if start is None or start.z is None else start.z
+        v = (z - 1.0) * problem.w_bar
+    values = {}
+    for name, e in candidates.items():
+        Q = less_diagonal(problem.curvature, e)
+        values[name] = dual_point(problem, Q.image(v), e).value
+    names = sorted(candidates, key=lambda name: -values[name])
+    if problem.p > _SOLVE_EVERY_SPLIT:
+        return names[:1]
+    return [name for name in names if name != "none" or name == names[0]]
 
-    def value(name: str) -> float:
-        Q = less_diagonal(problem.curvature, candidates[name])
-        return dual_point(problem, Q.image(v), candidates[name]).value
 
-    return [max(candidates, key=value)]
+def _split(problem: Problem, candidates: dict[str, Tensor], name: str) -> Tensor | None:
+    """The candidate as far as it can be proven."""
+    return safe_split(problem.curvature, None if name == "none" else candidates[name])
 
 
 def _solve(
@@ -143,6 +167,8 @@ def _solve(
 ) -> Bound:
     """Ascend for one split and re-evaluate what was found."""
     base = problem if e is None else split_problem(problem, e)
+    if name != "none" and isinstance(start, Solution):
+        start = replace(start, warm={})  # its relaxation was of another split
     state = ascend(base, start, options, clock)
     witness = base.curvature.image_of_dual(state.best_r)
     value = dual_point(problem, witness, e).value

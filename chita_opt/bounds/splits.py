@@ -75,7 +75,7 @@ def candidate_splits(problem: Problem) -> dict[str, Tensor]:
     """Feasible diagonals e (p,) by name, before the proof shift; empty where none helps."""
     if isinstance(problem.curvature, BlockDiagonal):
         return _block_candidates(problem)
-    found = _matrix_candidates(problem.curvature)
+    found = _matrix_candidates(problem.curvature, problem.rho)
     return {name: e for name, e in found.items() if float(e.max()) > 0.0}
 
 
@@ -104,23 +104,32 @@ def _matrix(curvature: Curvature) -> tuple[Tensor, int]:
     return (curvature.H if isinstance(curvature, Dense) else curvature.dense()), 1
 
 
-def _matrix_candidates(curvature: Curvature) -> dict[str, Tensor]:
-    """Multiples of the identity, of diag(H) and of 1/diag(H^-1)."""
+def _matrix_candidates(curvature: Curvature, rho: Tensor) -> dict[str, Tensor]:
+    """Multiples of the identity, of diag(H) and of 1/diag(H^-1), and one for weak directions.
+
+    Where H is singular or nearly so (inputs that never vary, or always together), no multiple is
+    positive. Half of the ridge is then left in the curvature: of H + diag(rho / 2) the multiple of
+    1/diag(inverse) is small only where H is weak.
+    """
     if curvature.size > _MAX_MATRIX and not isinstance(curvature, SharedRows):
         return {}
     if isinstance(curvature, LowRank) and curvature.A.shape[0] < curvature.size:
         return {}  # rank-deficient by construction: only the zero split is uniform
     H, rows = _matrix(curvature)
     values, vectors = torch.linalg.eigh(H)
-    if float(values[0]) <= 2.0 * len(H) * _EPS * float(values[-1]):
-        return {}
-    inverse_diagonal = (vectors.square() / values).sum(1)
-    shapes = {
-        "uniform": torch.ones_like(values),
-        "diagonal": H.diagonal(),
-        "conditional": 1.0 / inverse_diagonal,
-    }
-    return {name: _largest_multiple(H, s).repeat(rows) for name, s in shapes.items()}
+    half, found = 0.5 * rho.reshape(rows, -1).amin(0), {}
+    if float(values[0]) > 2.0 * len(H) * _EPS * float(values[-1]):
+        shapes = {
+            "uniform": torch.ones_like(values),
+            "diagonal": H.diagonal(),
+            "conditional": 1.0 / (vectors.square() / values).sum(1),
+        }
+        found = {name: _largest_multiple(H, s) for name, s in shapes.items()}
+    if float(half.min()) > max(float(values[0]), 2.0 * len(H) * _EPS * float(values[-1])):
+        M = H + torch.diag(half)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(M))
+        found["half_ridge"] = _largest_multiple(M, 1.0 / inverse.diagonal()) - half
+    return {name: e.repeat(rows) for name, e in found.items()}
 
 
 def _largest_multiple(H: Tensor, shape: Tensor) -> Tensor:
@@ -132,8 +141,14 @@ def _largest_multiple(H: Tensor, shape: Tensor) -> Tensor:
 def _block_candidates(problem: Problem) -> dict[str, Tensor]:
     curvature = problem.curvature
     assert isinstance(curvature, BlockDiagonal)
-    found = [_matrix_candidates(b) for b in curvature.blocks]
+    found = [_matrix_candidates(b, problem.rho[s]) for b, s in curvature.slices()]
     names = dict.fromkeys(name for f in found for name in f)
     zeros = [torch.zeros(b.size, dtype=torch.float64, device=b.device) for b in curvature.blocks]
     pairs = list(zip(found, zeros, strict=True))
-    return {name: torch.cat([f.get(name, zero) for f, zero in pairs]) for name in names}
+    return {name: torch.cat([_nearest(f, name, zero) for f, zero in pairs]) for name in names}
+
+
+def _nearest(found: dict[str, Tensor], name: str, zero: Tensor) -> Tensor:
+    """A block's candidate of that name, else the one made in like manner, else none."""
+    other = {"half_ridge": "conditional", "conditional": "half_ridge"}.get(name, name)
+    return found.get(name, found.get(other, zero))
