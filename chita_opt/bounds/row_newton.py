@@ -13,6 +13,8 @@ for the pools, and :math:`D^{1/2}(I-uu^\top)D^{1/2}` has the inverse :math:`D^{-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,80 +30,93 @@ class RowNewton(NewtonSystem):
 
     def __init__(self, factor: RowFactor) -> None:
         self.factor = factor
-        self.H = factor.F.T @ factor.F
+        d = factor.F.shape[1]
+        self.H = torch.zeros(d + 1, d + 1, dtype=torch.float64, device=factor.F.device)
+        torch.mm(factor.F.T, factor.F, out=self.H[:d, :d])  # the last row and column pad supports
         self.batches: list[_Batch] = []
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
         """Factor every row on its support; rows of like size share a batch."""
         if free is None or not len(free.index):
-            return self._factor(weights, torch.zeros_like(weights), None)
+            return self._factor(weights, None)
         D = weights.clone()
         D[free.index] += free.stiffness * free.slope.square()
-        y, pool = _pool_vectors(weights, D, free)
-        if self._factor(D, y, pool):
+        if self._factor(D, _pool_vectors(weights, D, free)):
             return True
-        self._factor(weights, torch.zeros_like(weights), None)
+        self._factor(weights, None)
         return False
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Row by row ``rhs - F_S (B_S^-1 + H_SS)^-1 F_S' rhs``."""
         F, rows = self.factor.F, self.factor.rows
         b = rhs.reshape(rows, -1)
-        pulled = b @ F
+        pulled = b.new_zeros(rows, F.shape[1] + 1)
+        torch.mm(b, F, out=pulled[:, :-1])
         x = torch.zeros_like(pulled)
         for batch in self.batches:
-            part = pulled[batch.rows].gather(1, batch.index) * batch.valid
-            solved = torch.cholesky_solve(part[:, :, None], batch.L)[:, :, 0] * batch.valid
+            part = pulled[batch.rows].gather(1, batch.index)
+            solved = torch.cholesky_solve(part[:, :, None], batch.L)[:, :, 0]
             own = torch.zeros(len(part), x.shape[1], dtype=x.dtype, device=x.device)
-            x[batch.rows] = own.scatter_add_(1, batch.index, solved)
-        return (b - x @ F.T).reshape(-1)
+            x[batch.rows] = own.scatter_(1, batch.index, solved)
+        return (b - x[:, :-1] @ F.T).reshape(-1)
 
-    def _factor(self, D: Tensor, y: Tensor, pool: Tensor | None) -> bool:
+    def _factor(self, D: Tensor, pools: tuple[Tensor, Tensor] | None) -> bool:
         """Cholesky factors of ``1/D + y y' (within pools) + H`` on the support of D, in batches."""
-        rows, d = self.factor.rows, len(self.H)
-        table = D.reshape(rows, d)
+        table = _padded(D, self.factor.rows)
         used = table > 0
         counts = used.sum(1)
         by_size = counts.argsort()
-        self.batches = []
-        start = 0
-        while start < rows:
-            stop = _batch_end(counts[by_size], start)
-            chosen = by_size[start:stop]
-            width = int(counts[by_size[stop - 1]])
-            index = used[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+        sizes = counts[by_size].tolist()
+        self.batches, start = [], 0
+        while start < len(sizes):
+            stop = _batch_end(sizes, start)
+            chosen, width = by_size[start:stop], sizes[stop - 1]
+            order = used[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
             valid = torch.arange(width, device=D.device) < counts[chosen, None]
+            index = torch.where(valid, order, len(self.H) - 1)
             A = self.H[index[:, :, None], index[:, None, :]]
-            A *= valid[:, :, None] & valid[:, None, :]
             inverse = 1.0 / table[chosen].gather(1, index)
             A.diagonal(dim1=1, dim2=2).add_(torch.where(valid, inverse, 1.0))
-            if pool is not None:
-                own = y.reshape(rows, d)[chosen].gather(1, index) * valid
-                label = pool.reshape(rows, d)[chosen].gather(1, index)
-                same = label[:, :, None] == label[:, None, :]
-                A += own[:, :, None] * own[:, None, :] * same
+            if pools is not None and width:
+                y, pool = (_padded(v, self.factor.rows)[chosen].gather(1, index) for v in pools)
+                _add_pools(A, y, pool)
             L, info = torch.linalg.cholesky_ex(A)
             if bool((info != 0).any()):
                 return False
-            self.batches.append(_Batch(chosen, index, valid, L))
+            self.batches.append(_Batch(chosen, index, L))
             start = stop
         return True
 
 
+@dataclass(frozen=True, eq=False)
 class _Batch:
     """Rows factored together, padded to the largest support with the identity."""
 
-    def __init__(self, rows: Tensor, index: Tensor, valid: Tensor, L: Tensor) -> None:
-        self.rows, self.index, self.valid, self.L = rows, index, valid, L
+    rows: Tensor
+    index: Tensor
+    L: Tensor
 
 
-def _batch_end(counts: Tensor, start: int) -> int:
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """A vector of weights as a table of rows, with a column of zeros to the right."""
+    return torch.nn.functional.pad(values.reshape(rows, -1), (0, 1))
+
+
+def _add_pools(A: Tensor, y: Tensor, pool: Tensor) -> None:
+    """Add y y' to A within each pool; y is zero outside of pools."""
+    first = pool.amax(1, keepdim=True)
+    if bool(((pool == first) | (y == 0)).all()):  # one pool a row
+        A.baddbmm_(y[:, :, None], y[:, None, :])
+    else:
+        A += y[:, :, None] * y[:, None, :] * (pool[:, :, None] == pool[:, None, :])
+
+
+def _batch_end(sizes: list[int], start: int) -> int:
     """End of a batch of rows, in order of size, that wastes little and fits in memory."""
-    smallest = int(counts[start])
     end = start + 1
-    while end < len(counts):
-        width = max(int(counts[end]), 1)
-        if width > 1.25 * smallest + 16 or (end + 1 - start) * width**2 > _BATCH_ENTRIES:
+    while end < len(sizes):
+        width = sizes[end]
+        if width > 1.25 * sizes[start] + 16 or (end + 1 - start) * width**2 > _BATCH_ENTRIES:
             break
         end += 1
     return end
