@@ -34,8 +34,9 @@ def app(debug: bool) -> None:
 @_instance
 @o.grouped("budget", o.BudgetChoice, *o.family_options)
 @o.ridge_option
-@o.method_option
+@o.solve_method_option
 @o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("tree", o.TreeChoice, *o.tree_options)
 @o.grouped("output", o.OutputChoice, *o.output_options)
 def solve(
     instance: Path,
@@ -43,6 +44,7 @@ def solve(
     method: str,
     budget: o.BudgetChoice,
     effort: o.EffortChoice,
+    tree: o.TreeChoice,
     output: o.OutputChoice,
 ) -> int:
     """Solve the quadratic problem in INSTANCE and prove a bound.
@@ -50,9 +52,16 @@ def solve(
     INSTANCE is a .npz file with A (samples x weights; the curvature is A'A/n) or H (weights x
     weights), w_bar, and optionally g. Give --k or --sparsity, or a family such as 2:4.
     """
+    if method in ("auto", "bnb", "highs"):
+        from chita_opt.cli.solving_exactly import run_exact
+
+        return run_exact(instance, ridge, method, budget, effort, output, tree)
+    if tree.proof is not None:
+        raise click.UsageError("--proof needs --method bnb or auto")
     from chita_opt.cli.solving import run_solve
 
-    return run_solve(instance, ridge, method, budget, effort, output)
+    name = "relax_round" if method == "relaxation" else method
+    return run_solve(instance, ridge, name, budget, effort, output)
 
 
 @app.command(epilog=_EXIT_CODES)

@@ -21,6 +21,9 @@ METHOD_NAMES = (
     "relax_round",
 )
 
+EXACT_NAMES = ("bnb", "highs", "relaxation")
+TREE_GAP = 1e-4  # relative gap at which a search stops where none is asked for
+
 Command = Callable[..., Any]
 
 
@@ -49,6 +52,16 @@ class OutputChoice:
     as_json: bool
     save_weights: Path | None
     save_certificate: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeChoice:
+    """How a tree is searched and what it leaves behind."""
+
+    proof: Path | None
+    workers: int
+    node_limit: int | None
+    log: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +156,27 @@ family_options = _budget_options("--family")
 support_options = _budget_options("--support")
 method_option = click.option(
     "--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="Method."
+)
+solve_method_option = click.option(
+    "--method",
+    type=click.Choice((METHOD_NAMES[0], *EXACT_NAMES, *METHOD_NAMES[1:])),
+    default="auto",
+    show_default=True,
+    help="bnb: branch and bound; highs: outer approximation by HiGHS; relaxation: rounded, with "
+    "its bound; auto: the relaxation, then up to 1,000 weights branch and bound (20 s without "
+    "--time-limit); or a method by name, with a bound.",
+)
+tree_options = (
+    click.option(
+        "--proof",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write the tree (bnb, auto), for `chita-opt verify` to replay.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+    ),
+    click.option("--node-limit", type=click.IntRange(min=1), help="Nodes of the tree."),
+    click.option("--log", is_flag=True, help="Print the search's progress to standard error."),
 )
 effort_options = (
     click.option("--time-limit", type=seconds, help="Seconds for method and bound together."),

@@ -1,0 +1,243 @@
+"""``solve`` with proof by search: branch and bound, outer approximation, and what auto chooses."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from chita_opt import __version__
+from chita_opt.certificates import Certificate, certify
+from chita_opt.certificates.pipeline import Effort, check_provable, less, solve_certified
+from chita_opt.certificates.verification import SCOPE
+from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.options import TREE_GAP, BudgetChoice, EffortChoice, OutputChoice, TreeChoice
+from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages
+from chita_opt.cli.solving import certificate_report, effort_of, instance_problem, run_solve
+from chita_opt.errors import MethodError, ProblemError
+from chita_opt.exact import TreeOptions, branch_and_bound
+from chita_opt.exact.result import TreeResult
+from chita_opt.files import write_atomically
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution, Status
+
+AUTO_TREE = 1000  # weights up to which auto searches a tree where one witness leaves a gap
+AUTO_SECONDS = 20.0  # that auto searches for where no time limit is given
+
+
+@dataclass(frozen=True, eq=False)
+class Proven:
+    """What a search returned: weights, bound, and whose word the bound is."""
+
+    solution: Solution
+    lower: float
+    status: Status
+    proof: str
+    more: dict[str, Any]
+    tree: TreeResult | None = None
+    certificate: Certificate | None = None
+
+
+def run_exact(
+    path: Path,
+    ridge: float,
+    method: str,
+    budget: BudgetChoice,
+    choice: EffortChoice,
+    output: OutputChoice,
+    tree: TreeChoice,
+) -> int:
+    """Solve an instance by ``bnb``, ``highs`` or ``auto``, and print what is proven."""
+    begin = time.perf_counter()
+    check_folders(output.save_weights, output.save_certificate, tree.proof)
+    problem = instance_problem(path, ridge, budget)
+    if method == "auto" and not (problem.p <= AUTO_TREE or tree.proof):
+        return run_solve(path, ridge, method, budget, choice, output)
+    check_provable(problem)
+    if tree.proof is not None and method == "highs":
+        raise MethodError("a solver's search leaves no proof to replay; --proof needs bnb or auto")
+    left = choice.time_limit
+    if left is not None:  # the limit is over the whole call, reading included
+        left = less(left - (time.perf_counter() - begin), 0.0)
+    searches: dict[str, Callable[..., Proven]] = {"bnb": _tree, "highs": _outer, "auto": _auto}
+    with stages() as shown:
+        shown.begin(method)
+        found = searches[method](problem, choice, tree, left)
+    return _finish(found, (path, ridge, budget, choice, output, tree), begin)
+
+
+def _auto(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float | None) -> Proven:
+    """One witness first; the tree where that leaves a gap and the problem is in its reach."""
+    begin = time.perf_counter()
+    effort = effort_of(replace(choice, time_limit=None if left is None else 0.3 * left))
+    certificate = _certificate(problem, effort)
+    goal = TREE_GAP if choice.gap is None else choice.gap
+    enough = certificate is not None and certificate.relative_gap <= goal
+    stopped = certificate is not None and certificate.solution.status is Status.INTERRUPTED
+    if certificate is not None and (enough or stopped) and tree.proof is None:
+        return _of_certificate(certificate)
+    spent = time.perf_counter() - begin
+    left = AUTO_SECONDS if left is None else less(left - spent, 0.0)
+    start = None if certificate is None else certificate.solution
+    found = _tree(problem, choice, tree, left, start)
+    found = replace(found, certificate=certificate)
+    if certificate is not None and certificate.lower > found.lower:
+        return replace(found, lower=certificate.lower, proof=certificate.proof)
+    return found
+
+
+def _certificate(problem: Problem, effort: Effort) -> Certificate | None:
+    """The certificate by one witness; None where the ridge is zero and no split helps."""
+    try:
+        return solve_certified(problem, effort)
+    except ProblemError:
+        if float(problem.rho.min()) > 0.0:
+            raise
+        return None
+
+
+def _of_certificate(certificate: Certificate) -> Proven:
+    solution = certificate.solution
+    closed = certificate.relative_gap <= TREE_GAP
+    status = Status.OPTIMAL if closed else solution.status
+    return Proven(
+        solution, certificate.lower, status, certificate.proof, {}, certificate=certificate
+    )
+
+
+def _tree(
+    problem: Problem,
+    choice: EffortChoice,
+    tree: TreeChoice,
+    left: float | None,
+    start: Solution | None = None,
+) -> Proven:
+    options = TreeOptions(
+        gap=TREE_GAP if choice.gap is None else choice.gap,
+        time_limit=left,
+        node_limit=tree.node_limit,
+        workers=tree.workers,
+        proof=tree.proof is not None,
+        log=(lambda line: click.echo(line, err=True)) if tree.log else None,
+    )
+    result = branch_and_bound(problem, options=options, start=start)
+    more = {"nodes": result.nodes, "root_lower": result.root}
+    return Proven(result.solution, result.lower, result.status, "tree", more, result)
+
+
+def _outer(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float | None) -> Proven:
+    from chita_opt.exact.outer_approximation import outer_approximation  # Pyomo starts slowly
+
+    goal = TREE_GAP if choice.gap is None else choice.gap
+    result = outer_approximation(problem, gap=goal, time_limit=left)
+    if result.solution is None:
+        raise MethodError("no allowed mask was found in time; raise --time-limit")
+    more = {
+        "nodes": result.nodes, "rounds": result.rounds, "cuts": result.cuts,
+        "proven_lower": result.proven,
+    }  # fmt: skip
+    proof = "solver's word (HiGHS)" if result.lower > result.proven else "dual"
+    return Proven(result.solution, result.lower, result.status, proof, more)
+
+
+def _report(found: Proven) -> dict[str, Any]:
+    """What is proven, for JSON; the same keys as for one witness."""
+    solution, problem = found.solution, found.solution.problem
+    upper = solution.objective
+    everything = problem.objective(0.0 * solution.w)
+    gap, increase = max(upper - found.lower, 0.0), upper - problem.dense_minimum
+    witness = {} if found.certificate is None else certificate_report(found.certificate)
+    return (
+        witness
+        | {
+            "upper": upper,
+            "lower": found.lower,
+            "gap": 0.0 if gap == 0.0 else gap / increase if increase > 0.0 else float("inf"),
+            "gap_absolute": gap,
+            "share_of_pruning_everything": gap / abs(everything) if everything else 0.0,
+            "status": str(found.status),
+            "nnz": solution.nnz,
+            "p": problem.p,
+            "realised_sparsity": solution.sparsity,
+            "method": solution.method,
+            "bound_proof": found.proof,
+            "version": __version__,
+            "scope": SCOPE,
+        }
+        | found.more
+    )
+
+
+def _finish(found: Proven, asked: tuple[Any, ...], begin: float) -> int:
+    """Write files, print, and say with which code to leave."""
+    path, ridge, budget, choice, output, tree = asked
+    supports = found.solution.problem.supports
+    report = _report(found) | _write(found, output, tree) | {
+        "instance": str(path), "family": supports.name, "k": supports.max_count,
+        "requested_sparsity": budget.sparsity, "ridge": ridge, "seed": choice.seed,
+        "seconds": time.perf_counter() - begin,
+    }  # fmt: skip
+    if output.as_json:
+        print_json(report)
+    else:
+        click.echo(_lines(report))
+    return INTERRUPTED if report["status"] == Status.INTERRUPTED else OK
+
+
+def _write(found: Proven, output: OutputChoice, tree: TreeChoice) -> dict[str, Any]:
+    """Weights, certificate and proof log, where asked for; what the files say."""
+    said: dict[str, Any] = {}
+    if output.save_weights is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, found.solution.w.cpu().numpy(), allow_pickle=False)
+        write_atomically(output.save_weights, buffer.getvalue())
+    if output.save_certificate is not None:
+        certificate = _one_witness(found)
+        certificate.save(output.save_certificate)
+        said["certificate_lower"] = certificate.lower
+    if tree.proof is not None:
+        said |= _save_proof(found, tree.proof)
+    return said
+
+
+def _one_witness(found: Proven) -> Certificate:
+    """A certificate for the weights found, by the bound at hand or a new one."""
+    at_hand = found.certificate
+    if at_hand is not None and at_hand.solution is found.solution:
+        return at_hand
+    return certify(found.solution, bound=None if at_hand is None else at_hand.bound)
+
+
+def _save_proof(found: Proven, path: Path) -> dict[str, Any]:
+    from chita_opt.certificates import save_proof
+
+    if found.tree is None or found.tree.proof is None:
+        return {"proof_steps": 0, "proof_note": f"{found.status}: an unfinished tree has no proof"}
+    save_proof(found.tree, path)
+    return {"proof_steps": found.tree.proof.steps}
+
+
+def _lines(report: dict[str, Any]) -> str:
+    """What is proven, for people."""
+    nodes = f", {report['nodes']:,} nodes" if "nodes" in report else ""
+    lines = [
+        f"method       {report['method']} ({report['status']}), {report['seconds']:.2f} s{nodes}",
+        f"kept         {report['nnz']:,} of {report['p']:,} weights "
+        f"(sparsity {report['realised_sparsity']:.6g}), {report['family']}",
+        f"objective    {report['upper']:.8g}",
+        f"lower bound  {report['lower']:.8g}  ({report['bound_proof']})",
+        f"gap          {percent(report['gap'])} of the objective, "
+        f"{percent(report['share_of_pruning_everything'])} of the cost of pruning everything",
+    ]
+    if "certificate_lower" in report:
+        lines.append(f"certificate  {report['certificate_lower']:.8g} by its one witness")
+    if "proof_steps" in report:
+        note = report.get("proof_note", f"{report['proof_steps']:,} steps")
+        lines.append(f"proof        {note}")
+    return "\n".join([*lines, SCOPE_SENTENCE])
