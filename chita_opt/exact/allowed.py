@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +15,28 @@ from chita_opt.supports.base import Array
 _MAX_ROWS = 400  # rows of a family without thresholds that enter the barrier
 
 
-@dataclass(eq=False)
-class Rows:
-    """Rows ``G z <= h`` over a node's free weights, each with its number in the whole family."""
+class Restricted(ABC):
+    """A family on a node's free weights.
+
+    Attributes
+    ----------
+    G, h : ndarray
+        (m, n) and (m,): rows ``G z <= h`` that can bind on the free weights.
+    names : ndarray
+        (m,) number of each row in the whole family.
+    """
 
     G: Array
     h: Array
     names: Array
+
+    @abstractmethod
+    def best(self, s: Array) -> tuple[Array, float]:
+        """Best mask for scores s >= 0, and the sum of its scores."""
+
+    @abstractmethod
+    def exchange(self, s: Array, mask: Array) -> Array:
+        """Loss of the best value when a weight is forced against the best ``mask``."""
 
 
 class Allowed(ABC):
@@ -39,16 +53,8 @@ class Allowed(ABC):
         """Whether all free weights may be kept together."""
 
     @abstractmethod
-    def rows(self, state: Array, free: Array) -> Rows:
-        """Rows that can bind on the free weights."""
-
-    @abstractmethod
-    def best(self, state: Array, free: Array, s: Array) -> tuple[Array, float]:
-        """Best mask over the free weights for scores s >= 0, and the sum of its scores."""
-
-    @abstractmethod
-    def exchange(self, state: Array, free: Array, s: Array, mask: Array) -> Array:
-        """Loss of the best value when a free weight is forced against the best ``mask``."""
+    def restrict(self, state: Array, free: Array) -> Restricted:
+        """The family on the free weights (index array)."""
 
 
 class BudgetAllowed(Allowed):
@@ -61,13 +67,14 @@ class BudgetAllowed(Allowed):
         self.total = every if family.total is None else min(family.total, every)
         self.row_count = len(self.caps) + 1
 
-    def _left(self, state: Array) -> tuple[Array, int]:
+    def left(self, state: Array) -> tuple[Array, int]:
+        """Counts that the kept weights leave: per group and in all."""
         kept = self.labels[state == IN]
         return self.caps - np.bincount(kept, minlength=len(self.caps)), self.total - len(kept)
 
     def propagate(self, state: Array) -> bool:
         """Full groups, or a full total, fix out the rest."""
-        caps, total = self._left(state)
+        caps, total = self.left(state)
         if total < 0 or bool((caps < 0).any()):
             return False
         full = (caps == 0)[self.labels] if total else np.ones(len(state), dtype=bool)
@@ -76,36 +83,39 @@ class BudgetAllowed(Allowed):
 
     def everything(self, state: Array) -> bool:
         """Whether no count is exceeded with all free weights kept."""
-        caps, total = self._left(state)
+        caps, total = self.left(state)
         count = np.bincount(self.labels[state == FREE], minlength=len(caps))
         return bool((count <= caps).all()) and int(count.sum()) <= total
 
-    def rows(self, state: Array, free: Array) -> Rows:
+    def restrict(self, state: Array, free: Array) -> Restricted:
         """One row a group that can bind, and the total where it can."""
-        caps, total = self._left(state)
-        labels = self.labels[free]
+        caps, total = self.left(state)
+        return _RestrictedBudget(self.labels[free], caps, total)
+
+
+class _RestrictedBudget(Restricted):
+    def __init__(self, labels: Array, caps: Array, total: int) -> None:
+        self.labels, self.caps, self.total = labels, caps, total
         count = np.bincount(labels, minlength=len(caps))
         names = np.flatnonzero(count > caps)
-        G = (labels[None, :] == names[:, None]).astype(np.float64)
-        h = caps[names].astype(np.float64)
+        rows = [labels == name for name in names]
         if total < int(np.minimum(count, caps).sum()):
-            G = np.vstack([G, np.ones(len(free))])
-            h = np.append(h, float(total))
-            names = np.append(names, len(self.caps))
-        if len(names) == 2 and names[1] == len(self.caps) and len(self.caps) == 1:
-            G, h, names = G[1:], h[1:], names[1:]
-        return Rows(np.ascontiguousarray(G), h, names)
+            if len(caps) == 1:  # the total is the tighter of two rows over the same weights
+                rows, names = [], names[:0]
+            rows.append(np.ones(len(labels), dtype=bool))
+            names = np.append(names, len(caps))
+        self.G = np.array(rows, dtype=np.float64).reshape(len(rows), len(labels))
+        self.h = np.append(caps, total)[names].astype(np.float64)
+        self.names = names
 
-    def best(self, state: Array, free: Array, s: Array) -> tuple[Array, float]:
+    def best(self, s: Array) -> tuple[Array, float]:
         """Greedy, which is exact."""
-        caps, total = self._left(state)
-        mask = np.empty(len(free), dtype=bool)
-        return mask, laminar.best_budget(s, self.labels[free], caps, total, mask)
+        mask = np.empty(len(s), dtype=bool)
+        return mask, laminar.best_budget(s, self.labels, self.caps, self.total, mask)
 
-    def exchange(self, state: Array, free: Array, s: Array, mask: Array) -> Array:
+    def exchange(self, s: Array, mask: Array) -> Array:
         """Difference to the weight that would leave or enter."""
-        caps, total = self._left(state)
-        return laminar.exchange_costs(s, self.labels[free], caps, total, mask)
+        return np.asarray(laminar.exchange_costs(s, self.labels, self.caps, self.total, mask))
 
 
 class OracleAllowed(Allowed):
@@ -114,8 +124,9 @@ class OracleAllowed(Allowed):
     def __init__(self, family: SupportFamily) -> None:
         self.family = family
         G, h = family.rows()
-        self.G = G.toarray() if G.shape[0] <= _MAX_ROWS else np.ones((1, family.size))
-        self.h = h if G.shape[0] <= _MAX_ROWS else np.array([float(family.max_count)])
+        few = G.shape[0] <= _MAX_ROWS
+        self.G = G.toarray() if few else np.ones((1, family.size))
+        self.h = h if few else np.array([float(family.max_count)])
         self.row_count = len(self.h)
 
     def _holds(self, mask: Array) -> bool:
@@ -137,45 +148,48 @@ class OracleAllowed(Allowed):
         """Ask about the mask of all weights not out."""
         return self._holds(state != OUT)
 
-    def rows(self, state: Array, free: Array) -> Rows:
+    def restrict(self, state: Array, free: Array) -> Restricted:
         """The family's own rows less what the kept weights use."""
-        G = self.G[:, free]
-        h = self.h - self.G[:, state == IN].sum(1)
-        names = np.flatnonzero(G.sum(1) > h)
-        return Rows(np.ascontiguousarray(G[names]), np.maximum(h[names], 0.0), names)
+        return _RestrictedOracle(self, state, free)
 
-    def best(self, state: Array, free: Array, s: Array) -> tuple[Array, float]:
+
+class _RestrictedOracle(Restricted):
+    def __init__(self, whole: OracleAllowed, state: Array, free: Array) -> None:
+        self.family, self.state, self.free = whole.family, state.copy(), free
+        G = whole.G[:, free]
+        h = whole.h - whole.G[:, state == IN].sum(1)
+        self.names = np.flatnonzero(G.sum(1) > h)
+        self.G = np.ascontiguousarray(G[self.names])
+        self.h = np.maximum(h[self.names], 0.0)
+
+    def best(self, s: Array) -> tuple[Array, float]:
         """The oracle on scores that force the state."""
-        chosen = self._oracle(state, free, s)
-        if chosen is None:
-            return np.zeros(len(free), dtype=bool), 0.0
-        mask = chosen[free] & (s > 0.0)
+        chosen = self._oracle(self.state == IN, s)
+        assert chosen is not None  # the kept weights alone are a member
+        mask = chosen & (s > 0.0)
         return mask, float(s[mask].sum())
 
-    def _oracle(self, state: Array, free: Array, s: Array) -> Array | None:
-        """Best mask with all kept weights, or None where the oracle finds none."""
-        scores = np.zeros(len(state))
-        scores[free] = s
-        kept = state == IN
+    def _oracle(self, kept: Array, s: Array) -> Array | None:
+        """Best mask over the free weights with all ``kept`` ones, or None where there is none."""
+        scores = np.zeros(len(self.state))
+        scores[self.free] = s
         scores[kept] = 2.0 * float(s.sum()) or 1.0
         chosen = self.family.best_support(torch.from_numpy(scores)).numpy()
-        return chosen if bool(chosen[kept].all()) else None
+        return chosen[self.free] if bool(chosen[kept].all()) else None
 
-    def exchange(self, state: Array, free: Array, s: Array, mask: Array) -> Array:
+    def exchange(self, s: Array, mask: Array) -> Array:
         """One oracle call for every free weight."""
         best = float(s[mask].sum())
-        costs = np.empty(len(free))
-        forced = state.copy()
-        for i, j in enumerate(free):
-            rest = np.delete(np.arange(len(free)), i)
-            forced[j] = OUT if mask[i] else IN
-            chosen = self._oracle(forced, free[rest], s[rest])
-            if chosen is None:
-                costs[i] = np.inf
-            else:
-                inside = chosen[free[rest]]
-                costs[i] = best - float(s[rest][inside].sum()) - (0.0 if mask[i] else s[i])
-            forced[j] = state[j]
+        costs = np.empty(len(s))
+        kept = self.state == IN
+        for i, j in enumerate(self.free):
+            rest = s.copy()
+            rest[i] = 0.0
+            kept[j] = not mask[i]
+            chosen = self._oracle(kept, rest)
+            kept[j] = False
+            own = 0.0 if mask[i] else float(s[i])
+            costs[i] = np.inf if chosen is None else best - own - float(rest[chosen].sum())
         return np.maximum(costs, 0.0)
 
 

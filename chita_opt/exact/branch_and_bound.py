@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
 from chita_opt.exact.allowed import allowed
+from chita_opt.exact.checkpoint import Checkpoint
 from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import NodeSolver
+from chita_opt.exact.node import root_node
+from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.parallel import run_parallel
+from chita_opt.exact.progress import Progress
+from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import OUT, Quadratic
-from chita_opt.exact.result import TreeResult
+from chita_opt.exact.result import TreeProof, TreeResult
 from chita_opt.exact.tree import Search
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
@@ -67,42 +73,87 @@ def branch_and_bound(
             f"the problem has {problem.p} weights; the tree search forms dense matrices and stops "
             f"at {MAX_SIZE}. Split the layer into blocks, or use dual_bound"
         )
-    clock = Clock(options.time_limit)
-    quadratic = Quadratic.of(problem)
-    best = Incumbents(problem, quadratic, start)
-    solver = NodeSolver(quadratic, allowed(problem.supports))
-    search = Search(solver, best.offer, np.inf, options.gap, problem.dense_minimum)
-    root = solver.root()
-    root.state[quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
-    if not bool(problem.g.any()):
-        root.lower = 0.0
-    search.push(root)
-    finished, interrupted = False, False
-    try:
-        best.find(clock)
-        search.upper = best.value
-        finished = search.run(
-            lambda: (
-                clock.expired
-                or (options.node_limit is not None and search.nodes >= options.node_limit)
-            )
-        )
-    except KeyboardInterrupt:
-        interrupted = True
-    status = _status(finished, interrupted, clock)
-    solution = Solution(
-        problem, torch.from_numpy(best.w), "branch_and_bound", status, clock.elapsed, clock.trace
-    )
-    lower = min(search.lower, solution.objective)
-    return TreeResult(solution, lower, status, search.nodes, clock.elapsed, search.root)
+    # thousands of small factorisations: threads cost more than they bring
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _Tree(problem, options, start).run()
 
 
-def _status(finished: bool, interrupted: bool, clock: Clock) -> Status:
-    if interrupted:
-        return Status.INTERRUPTED
-    if finished:
-        return Status.OPTIMAL
-    return Status.TIME_LIMIT if clock.expired else Status.ITERATION_LIMIT
+class _Tree:
+    """One call: the search, its incumbents, its log and what ends it."""
+
+    def __init__(self, problem: Problem, options: TreeOptions, start: Solution | None) -> None:
+        self.problem, self.options = problem, options
+        self.clock = Clock(options.time_limit)
+        self.quadratic = Quadratic.of(problem)
+        self.best = Incumbents(problem, self.quadratic, self.clock, start)
+        self.log = ProofLog(self.quadratic) if options.proof else None
+        family = allowed(problem.supports)
+        solver = NodeSolver(self.quadratic, family, log=self.log)
+        self.search = Search(
+            solver, self.best.offer, self.best.value, options.gap, problem.dense_minimum,
+            options.memory_limit,
+        )  # fmt: skip
+        self.progress = Progress(self.clock, options.log, options.log_seconds)
+        self.checkpoint = Checkpoint(options, self.quadratic, problem.supports)
+        root = root_node(problem.p, family.row_count)
+        if self.log is None:
+            root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
+        if not bool(problem.g.any()):
+            root.lower = 0.0
+        self.search.push(root)
+
+    def run(self) -> TreeResult:
+        """Search; Ctrl-C ends it like a limit."""
+        status = Status.ITERATION_LIMIT
+        try:
+            if not self.checkpoint.restore(self.search, self.best):
+                self.best.find()
+            self.search.upper = self.best.value
+            if self._search():
+                status = Status.OPTIMAL
+            elif self.clock.expired:
+                status = Status.TIME_LIMIT
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        return self._finish(status)
+
+    def _search(self) -> bool:
+        if self.options.workers > 1:
+            return run_parallel(self.search, self.options, self.clock, self._between)
+        return self.search.run(self._stop)
+
+    def _between(self) -> None:
+        """What happens between nodes: log, checkpoint."""
+        self.progress.update(self.search)
+        self.checkpoint.save(self.search, self.best)
+
+    def _stop(self) -> bool:
+        self._between()
+        limit = self.options.node_limit
+        return self.clock.expired or (limit is not None and self.search.nodes >= limit)
+
+    def _finish(self, status: Status) -> TreeResult:
+        search = self.search
+        search.upper = min(search.upper, self.best.value)
+        self.progress.update(search, force=True)
+        self.checkpoint.save(search, self.best, force=status is not Status.OPTIMAL)
+        solution = Solution(
+            self.problem, torch.from_numpy(np.array(self.best.w)), "branch_and_bound", status,
+            self.clock.elapsed, self.clock.trace, {"nodes": search.nodes},
+        )  # fmt: skip
+        lower = min(search.lower, solution.objective)
+        return TreeResult(
+            solution, lower, status, search.nodes, self.clock.elapsed, search.root,
+            tuple(self.progress.history), self._proof(status),
+            {"newton_steps": float(search.newton), "open_nodes": float(search.open_nodes)},
+        )  # fmt: skip
+
+    def _proof(self, status: Status) -> TreeProof | None:
+        """The log of a finished search; its claim is what every leaf reached, less rounding."""
+        if self.log is None or status is not Status.OPTIMAL:
+            return None
+        claim = min(self.search.cutoff, self.search.closed)
+        return self.log.finish(claim - 1e-9 * self.search.scale)
 
 
 __all__ = ["branch_and_bound"]

@@ -13,7 +13,8 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports.base import Array
 
-_NEAR = 0.02  # relative distance to the incumbent within which a support is improved by swaps
+_NEAR = 0.05  # relative distance to the incumbent within which a support is improved by swaps
+_SEARCH_SHARE = 0.15  # share of the time that swap searches may take
 
 
 class Incumbents:
@@ -23,27 +24,35 @@ class Incumbents:
     ----------
     problem, quadratic : Problem, Quadratic
         What is minimised.
+    clock : Clock
+        Of the whole call.
     start : Solution, optional
         First incumbent.
     """
 
-    def __init__(self, problem: Problem, quadratic: Quadratic, start: Solution | None) -> None:
-        self.problem, self.quadratic = problem, quadratic
+    def __init__(
+        self, problem: Problem, quadratic: Quadratic, clock: Clock, start: Solution | None
+    ) -> None:
+        self.problem, self.quadratic, self.clock = problem, quadratic, clock
         self.w = np.zeros(problem.p)
         self.value = problem.prune_all
         self.floor = problem.dense_minimum
         self.seen: set[bytes] = set()
+        self.spent = 0.0
         self.start = start
         if start is not None:
             check_start(problem, start)
-            self._take(start)
+            self.take(start)
 
-    def find(self, clock: Clock) -> None:
+    def find(self) -> None:
         """The default heuristic, then exact swaps; at most a quarter of the time."""
-        limit = None if clock.remaining is None else 0.25 * clock.remaining
-        first = self.start or solve(self.problem, time_limit=limit)
-        self._take(first)
-        self._take(local_search(self.problem, start=first, time_limit=limit))
+        left = self.clock.remaining
+        limit = None if left is None else 0.25 * left
+        first = self.start
+        if first is None:
+            first = solve(self.problem, time_limit=limit)
+            self.take(first)
+        self.take(local_search(self.problem, start=first, time_limit=limit))
 
     def offer(self, support: Array) -> float:
         """Solve on ``support`` (index array), improve it if it is good; the best value so far."""
@@ -55,20 +64,26 @@ class Incumbents:
         self.seen.add(key)
         if not self.problem.supports.contains(torch.from_numpy(mask)):
             return self.value
-        w, value = self.quadratic.solve(np.flatnonzero(mask))
-        near = value < self.value + _NEAR * max(self.value - self.floor, 0.0)
-        full = np.zeros(self.problem.p)
-        full[mask] = w
-        if near:
-            found = self._solution(full)
-            self._take(found)
-            if len(self.seen) < 2000:
-                self._take(local_search(self.problem, start=found, max_rounds=3))
+        w, value = self.quadratic.solve(support)
+        if value < self.value + _NEAR * max(self.value - self.floor, 0.0):
+            full = np.zeros(self.problem.p)
+            full[support] = w
+            found = Solution(self.problem, torch.from_numpy(full), "rounding", Status.FEASIBLE)
+            self.take(found)
+            self._search(found)
         return self.value
 
-    def _solution(self, w: Array) -> Solution:
-        return Solution(self.problem, torch.from_numpy(w), "rounding", Status.FEASIBLE)
+    def _search(self, found: Solution) -> None:
+        begin = self.clock.elapsed
+        if self.spent > _SEARCH_SHARE * begin + 0.1:
+            return
+        self.take(local_search(self.problem, start=found, max_rounds=3))
+        self.spent += self.clock.elapsed - begin
 
-    def _take(self, found: Solution) -> None:
+    def take(self, found: Solution) -> None:
+        """Keep a solution if it is feasible and better; pass an interrupt on."""
         if found.is_feasible and found.objective < self.value:
             self.value, self.w = found.objective, found.w.cpu().numpy()
+            self.clock.record(self.value)
+        if found.status is Status.INTERRUPTED:  # the heuristics end quietly on Ctrl-C
+            raise KeyboardInterrupt

@@ -57,6 +57,10 @@ class Quadratic:
         """
         return 8.0 * (self.size + 2) * _EPS * float(self.H.diagonal()[kept].sum())
 
+    def rounding(self, value: float) -> float:
+        """Allowance for the rounding of a bound's terms."""
+        return 64.0 * _EPS * self.size * (abs(self.const) + abs(value))
+
     def reduce(self, free: Array, kept: Array) -> tuple[Array, Array, float]:
         """Eliminate the weights ``kept``; H, b and constant over ``free`` (index arrays)."""
         H = np.asfortranarray(self.H[np.ix_(free, free)])

@@ -18,6 +18,7 @@ factorisations and two inverses; every iterate is a valid witness.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,10 @@ from scipy.linalg import lapack
 from chita_opt.exact import kernels
 from chita_opt.supports.base import Array
 
+BACK = float(os.environ.get("BACK", ".6"))
 
-import os
-BACK=float(os.environ.get('BACK','.6'))
+_BACK = 0.6  # factor on a step that leaves the cone or does not gain
+
 
 @dataclass(eq=False)
 class Reduced:
@@ -86,8 +88,8 @@ class SplitAscent:
         self.z, self.work = np.empty(n), np.empty(n)
         self.step = (np.empty(n), np.empty(n), np.empty(m))
         self.L = new(n, n)
-        self.v = np.empty(n)
-        self.ok = self._move(self.r, self.d)
+        self.spread = np.empty(n)
+        self.interior = self._move(self.r, self.d)
 
     def _move(self, r: Array, d: Array) -> bool:
         """Factor H - diag(d) and solve for v; False where it is not positive definite."""
@@ -100,6 +102,11 @@ class SplitAscent:
         self._trial = (S, L, v)
         return True
 
+    @property
+    def v(self) -> Array:
+        """The solution of (H - diag d) v = b - r."""
+        return self._trial[2]
+
     def _value(self, r: Array, d: Array, nu: Array) -> float:
         _, L, v = self._trial
         node = self.node
@@ -109,7 +116,6 @@ class SplitAscent:
         """One damped Newton step at the present mu; the decrement over mu."""
         node = self.node
         S, L, v = self._trial
-        self.v = v
         Si, _ = lapack.dpotri(L, lower=1)
         kernels.local_model(
             S, Si, v, self.r, self.d, self.nu, node.G, node.h, self.mu,
@@ -134,6 +140,7 @@ class SplitAscent:
             self.d, self.nu, step_r, step_d, step_nu, self.work,
         )  # fmt: skip
         self.steps += 1
+        self.spread = N.diagonal().copy()
         old, held = self._value(self.r, self.d, self.nu), self._trial
         length = min(1.0, 0.9 * longest)
         for _ in range(30):
@@ -147,7 +154,7 @@ class SplitAscent:
                     self.length = length
                     self.value = new
                     return decrement / self.mu
-            length *= BACK
+            length *= _BACK
         self._trial = held
         return np.nan
 
@@ -157,9 +164,4 @@ class SplitAscent:
 
     def free_part(self) -> float:
         """The bound but for the maximum over supports."""
-        return float(self.node.const - 0.5 * self._trial[2] @ (self.node.b - self.r))
-
-    @property
-    def point(self) -> Array:
-        """The solution of (H - diag d) v = b - r."""
-        return self._trial[2]
+        return float(self.node.const - 0.5 * self.v @ (self.node.b - self.r))

@@ -1,4 +1,4 @@
-"""The search over open nodes: best first, with limits, incumbents and a log."""
+"""The search over open nodes: best bound first, depth-first where memory runs out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from itertools import count
 
 import numpy as np
 
-from chita_opt.exact.node import Node, NodeSolver
+from chita_opt.exact.node import Node
+from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.supports.base import Array
 
 Offer = Callable[[Array], float]
+Stop = Callable[[], bool]
+_SPILL = 0.25  # share of the open nodes that goes depth-first at a time
 
 
 @dataclass(eq=False)
 class Search:
-    """Open nodes and what is known; the main loop takes one node at a time.
+    """Open nodes and what is known about the whole problem.
 
     Attributes
     ----------
@@ -29,6 +32,14 @@ class Search:
         Incumbent's value.
     gap, floor : float
         Relative gap, and the dense minimum that it is measured from.
+    memory_limit : float
+        Bytes of open nodes beyond which the weakest go depth-first.
+    closed : float
+        Smallest bound at which a node was closed.
+    nodes, newton : int
+        Nodes bounded and Newton steps taken.
+    root : float
+        Bound before branching.
     """
 
     solver: NodeSolver
@@ -36,12 +47,19 @@ class Search:
     upper: float
     gap: float
     floor: float
+    memory_limit: float = np.inf
     closed: float = np.inf
     nodes: int = 0
-    root: float = -np.inf
     newton: int = 0
+    root: float = -np.inf
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
-    ticket: count = field(default_factory=count)
+    dive: list[Node] = field(default_factory=list)
+    _ticket: count[int] = field(default_factory=count)
+
+    @property
+    def scale(self) -> float:
+        """The incumbent's increase over the dense minimum, at least a hair."""
+        return max(self.upper - self.floor, 1e-300)
 
     @property
     def cutoff(self) -> float:
@@ -51,41 +69,82 @@ class Search:
     @property
     def lower(self) -> float:
         """Proven bound on the whole problem."""
-        opened = self.heap[0][0] if self.heap else np.inf
-        return min(self.closed, opened, self.upper)
+        best = self.heap[0][0] if self.heap else np.inf
+        weak = min((node.lower for node in self.dive), default=np.inf)
+        return float(min(self.closed, best, weak, self.upper))
+
+    @property
+    def open_nodes(self) -> int:
+        """How many nodes wait."""
+        return len(self.heap) + len(self.dive)
 
     def push(self, node: Node) -> None:
         """Add an open node."""
-        heapq.heappush(self.heap, (node.lower, next(self.ticket), node))
+        heapq.heappush(self.heap, (node.lower, next(self._ticket), node))
 
-    def step(self) -> None:
-        """Take the node of the lowest bound, and close or branch it."""
-        lower, _, node = self.heap[0]
-        if lower >= self.cutoff:
-            heapq.heappop(self.heap)
-            self.closed = min(self.closed, lower)
+    def run(self, stop: Stop) -> bool:
+        """Search until the gap is closed (True) or ``stop`` says so."""
+        while self.open_nodes:
+            if self.lower >= self.cutoff:
+                self._close_rest()
+                return True
+            if stop():
+                return False
+            self._spill()
+            self._step(stop)
+        return True
+
+    def _step(self, stop: Stop) -> None:
+        """Close or branch one node; an interrupt leaves it open."""
+        node = self.dive[-1] if self.dive else self.heap[0][2]
+        if node.lower >= self.cutoff:
+            self._take()
+            self._close(node)
             return
-        work = Node(node.state.copy(), node.lower, node.d, node.z, node.nu, node.mu, node.depth)
-        outcome = self.solver.process(work, self.cutoff)  # an interrupt leaves the node open
-        children = self.solver.children(outcome) if outcome.branch >= 0 else ()
+        outcome = self.solver.process(node.copy(), self.cutoff, self.scale, stop)
+        value = self.upper
+        for support in outcome.supports:
+            value = min(value, self.offer(support))
+        self._take()
+        self.upper = value
         self.nodes += 1
         self.newton += outcome.steps
         if self.nodes == 1:
             self.root = outcome.lower
-        for support in outcome.supports:
-            self.upper = min(self.upper, self.offer(support))
-        heapq.heappop(self.heap)
         if outcome.branch < 0:
             self.closed = min(self.closed, outcome.lower)
-        for child in children:
-            self.push(child)
+            return
+        keep_diving = bool(self.dive)
+        for child in outcome.children():
+            if keep_diving:
+                self.dive.append(child)
+            else:
+                self.push(child)
 
-    def run(self, stop: Callable[[], bool]) -> bool:
-        """Search until the gap is closed (True) or ``stop`` says so."""
-        while self.heap:
-            if self.lower >= self.cutoff:
-                return True
-            if stop():
-                return False
-            self.step()
-        return True
+    def _take(self) -> None:
+        if self.dive:
+            self.dive.pop()
+        else:
+            heapq.heappop(self.heap)
+
+    def _close(self, node: Node) -> None:
+        self.closed = min(self.closed, node.lower)
+        if self.solver.log is not None:
+            self.solver.log.close(node)
+
+    def _close_rest(self) -> None:
+        """Every open node's bound reaches the cutoff."""
+        for node in [item[2] for item in self.heap] + self.dive:
+            self._close(node)
+        self.heap, self.dive = [], []
+
+    def _spill(self) -> None:
+        """Send the nodes nearest to the cutoff depth-first: they close soonest."""
+        if self.dive or not self.heap:
+            return
+        if len(self.heap) * self.heap[0][2].bytes < self.memory_limit:
+            return
+        self.heap.sort()
+        first = max(1, int((1.0 - _SPILL) * len(self.heap)))
+        self.dive = [item[2] for item in self.heap[first:]] or [self.heap[-1][2]]
+        self.heap = self.heap[: len(self.heap) - len(self.dive)]

@@ -1,0 +1,136 @@
+"""The proof log: every step of the tree with its witness in the space of all weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.linalg import lapack
+
+from chita_opt.exact.node import Node, Witness
+from chita_opt.exact.quadratic import IN, OUT, Quadratic
+from chita_opt.exact.result import TreeProof
+from chita_opt.supports.base import Array
+
+if TYPE_CHECKING:
+    from chita_opt.exact.bounding import NodeBound
+
+_TINY = 1e-10  # split on weights fixed in, relative to the diagonal of H
+_INWARD = 1.0 - 1e-7  # factor on splits, so that a verifier's proof has room
+
+
+class ProofLog:
+    """Collects steps as they happen.
+
+    Parameters
+    ----------
+    quadratic : Quadratic
+        The whole problem.
+    """
+
+    def __init__(self, quadratic: Quadratic) -> None:
+        self.quadratic = quadratic
+        self.parent: list[int] = []
+        self.side: list[int] = []
+        self.branch: list[int] = []
+        self.witness_row: list[int] = []
+        self.fixings: list[tuple[int, int, int]] = []
+        self.witnesses: list[Array] = []
+        self.splits: list[Array] = []
+
+    def enter(self, parent: int, side: int) -> int:
+        """A new step below ``parent``; its number."""
+        self.parent.append(parent)
+        self.side.append(side)
+        self.branch.append(-1)
+        self.witness_row.append(-1)
+        return len(self.parent) - 1
+
+    def branch_on(self, step: int, index: int) -> None:
+        """The step splits on a weight."""
+        self.branch[step] = index
+
+    def fix(self, step: int, index: Array, values: Array) -> None:
+        """The step's fixings, against its state on entry."""
+        self.fixings += [(step, int(j), int(x)) for j, x in zip(index, values, strict=True)]
+
+    def close(self, node: Node) -> None:
+        """A child that its parent's witness closes."""
+        step = self.enter(node.step, node.side)
+        self.witness_row[step] = node.witness_row
+
+    def _append(self, v: Array, d: Array) -> int:
+        self.witnesses.append(v)
+        self.splits.append(d)
+        return len(self.witnesses) - 1
+
+    def prove(self, bound: NodeBound, d: Array, v: Array) -> Witness | None:
+        """The bound of (d, v) extended to all weights, its split proven there.
+
+        Weights fixed in get the best values given v, so that their residual vanishes, and a tiny
+        split; those fixed out are zero.
+        """
+        from chita_opt.exact.bounding import lower_split
+
+        state, free, q = bound.node.state, bound.free, self.quadratic
+        kept, rest = np.flatnonzero(state == IN), np.flatnonzero(state != OUT)
+        point, split = np.zeros(q.size), np.zeros(q.size)
+        point[free], split[free] = v, _INWARD * d
+        if len(kept):
+            A = np.asfortranarray(q.H[np.ix_(kept, kept)])
+            right = q.b[kept] - q.H[np.ix_(kept, free)] @ v
+            point[kept] = lapack.dposv(A, right, lower=1)[1]
+            split[kept] = _TINY * q.H.diagonal()[kept]
+        H = np.asfortranarray(q.H[np.ix_(rest, rest)])
+        proven = lower_split(H, split[rest], q.margin(state != OUT))
+        if proven is None:
+            return None
+        split[rest] = proven
+        s, base = self._gains(H, rest, point[rest], proven)
+        inside = state[rest] == IN
+        mask, value = bound.restricted.best(s[~inside])
+        lower = base - float(s[inside].sum()) - value
+        lower -= q.rounding(value)
+        costs = bound.restricted.exchange(s[~inside], mask)
+        return Witness(lower, mask, costs, self._append(point, split))
+
+    def prove_leaf(self, support: Array, w: Array) -> tuple[int, float]:
+        """The exact weights of a support as a witness; its row and bound."""
+        from chita_opt.exact.bounding import lower_split
+
+        q = self.quadratic
+        point, split = np.zeros(q.size), np.zeros(q.size)
+        point[support] = w
+        H = np.asfortranarray(q.H[np.ix_(support, support)])
+        mask = np.zeros(q.size, dtype=bool)
+        mask[support] = True
+        d = lower_split(H, _TINY * H.diagonal(), q.margin(mask))
+        if d is None:
+            return -1, -np.inf
+        split[support] = d
+        s, base = self._gains(H, support, w, d)
+        lower = base - float(s.sum())
+        return self._append(point, split), lower - q.rounding(lower)
+
+    def _gains(self, H: Array, rest: Array, v: Array, d: Array) -> tuple[Array, float]:
+        """Gains r^2 / 2d over the weights not fixed out, and the rest of the bound."""
+        image = H @ v - d * v
+        r = self.quadratic.b[rest] - image
+        return 0.5 * r * r / d, self.quadratic.const - 0.5 * float(v @ image)
+
+    def finish(self, cutoff: float) -> TreeProof:
+        """The arrays, for a claim of ``cutoff``."""
+        p = self.quadratic.size
+        fixings = np.array(sorted(self.fixings), dtype=np.int32).reshape(-1, 3)
+        return TreeProof(
+            cutoff,
+            np.array(self.parent, dtype=np.int32),
+            np.array(self.side, dtype=np.int8),
+            np.array(self.branch, dtype=np.int32),
+            np.array(self.witness_row, dtype=np.int32),
+            fixings[:, 0].copy(),
+            fixings[:, 1].copy(),
+            fixings[:, 2].astype(np.int8),
+            np.array(self.witnesses).reshape(-1, p),
+            np.array(self.splits).reshape(-1, p),
+        )
