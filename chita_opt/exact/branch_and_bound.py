@@ -98,7 +98,7 @@ class _Tree:
         root = root_node(problem.p, family.row_count)
         if self.log is None:
             root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
-        if not bool(problem.g.any()):
+        if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
         self.search.push(root)
 

@@ -45,7 +45,7 @@ class CutMaker:
         return None if d is None else self.proven(self.spread(d, free))
 
     def spread(self, d: Array, free: Array) -> Array:
-        """d over all weights from d over ``free``: tiny on those fixed in, zero on those out."""
+        """D over all weights from d over ``free``: tiny on those fixed in, zero on those out."""
         full = np.zeros(self.quadratic.size)
         kept = self.state == IN
         full[kept] = _TINY * self.quadratic.H.diagonal()[kept]
@@ -53,7 +53,7 @@ class CutMaker:
         return full
 
     def proven(self, d: Array) -> Array | None:
-        """d shrunk until H - diag(d) is positive semidefinite beyond rounding on what is open."""
+        """D shrunk until H - diag(d) is positive semidefinite beyond rounding on what is open."""
         active = np.flatnonzero(self.state != OUT)
         H = self.quadratic.H[np.ix_(active, active)]
         margin = self.quadratic.margin(self.state != OUT)

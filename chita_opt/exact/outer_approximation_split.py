@@ -22,7 +22,7 @@ _FIRST, _SHRINK, _STEPS = 1e-3, 0.1, 15
 
 
 def split_at(H: Array, b: Array, z: Array, *, tol: float = 1e-4) -> Array | None:
-    r"""d (n,) that maximises :math:`\theta_z` to ``tol`` of its scale, strictly inside H - D > 0.
+    r"""D (n,) that maximises :math:`\theta_z` to ``tol`` of its scale, strictly inside H - D > 0.
 
     Parameters
     ----------

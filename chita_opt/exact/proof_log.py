@@ -55,9 +55,25 @@ class ProofLog:
         self.fixings += [(step, int(j), int(x)) for j, x in zip(index, values, strict=True)]
 
     def close(self, node: Node) -> None:
-        """A child that its parent's witness closes."""
+        """A child that its parent's witness closes.
+
+        Rows that were fixed out since then are dropped: with
+        :math:`v' = v_R + Q_{RR}^{-1}Q_{RO}v_O` the pulls r stay, and the bound does not fall.
+        """
         step = self.enter(node.step, node.side)
-        self.witness_row[step] = node.witness_row
+        row = self.witness_row[step] = node.witness_row
+        if row < 0:
+            return
+        v, d, q = self.witnesses[row], self.splits[row], self.quadratic
+        rest = np.flatnonzero(node.state != OUT)
+        gone = np.flatnonzero((node.state == OUT) & (v != 0.0))
+        if len(gone):
+            Q = np.asfortranarray(q.H[np.ix_(rest, rest)]) - np.diag(d[rest])
+            right = q.H[np.ix_(rest, gone)] @ v[gone]
+            point, split = np.zeros(q.size), np.zeros(q.size)
+            point[rest] = v[rest] + lapack.dposv(Q, right, lower=1)[1]
+            split[rest] = d[rest]
+            self.witness_row[step] = self._append(point, split)
 
     def _append(self, v: Array, d: Array) -> int:
         self.witnesses.append(v)
@@ -100,6 +116,8 @@ class ProofLog:
 
         q = self.quadratic
         point, split = np.zeros(q.size), np.zeros(q.size)
+        if not len(support):
+            return self._append(point, split), q.const - q.rounding(q.const)
         point[support] = w
         H = np.asfortranarray(q.H[np.ix_(support, support)])
         mask = np.zeros(q.size, dtype=bool)
