@@ -37,6 +37,7 @@ _EXPORTS = {
     "load_instance": "chita_opt.instances",
     "Certificate": "chita_opt.certificates",
     "certify": "chita_opt.certificates",
+    "verify": "chita_opt.certificates",
     "verify_file": "chita_opt.certificates",
     "PruneOptions": "chita_opt.nn",
     "PruningResult": "chita_opt.nn",

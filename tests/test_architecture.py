@@ -138,7 +138,18 @@ def test_no_pickle(path: Path) -> None:
     assert not pickles(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "container", "problem_data", "verification"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arithmetic",
+        "container",
+        "problem_data",
+        "verification",
+        "node_bound",
+        "tree_proof",
+        "checking",
+    ],
+)
 def test_certificates_are_checked_with_numpy_alone(name: str) -> None:
     source = (ROOT / "chita_opt" / "certificates" / f"{name}.py").read_text()
     found = set(imports(ast.parse(source), f"chita_opt.certificates.{name}", False))

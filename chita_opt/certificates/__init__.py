@@ -14,6 +14,10 @@ _EXPORTS = {
     "save_problem": "chita_opt.certificates.certificate",
     "Verification": "chita_opt.certificates.verification",
     "verify_file": "chita_opt.certificates.verification",
+    "ProofReport": "chita_opt.certificates.tree_proof",
+    "verify_proof": "chita_opt.certificates.tree_proof",
+    "save_proof": "chita_opt.certificates.proof_log",
+    "verify": "chita_opt.certificates.checking",
 }
 
 __all__ = list(_EXPORTS)

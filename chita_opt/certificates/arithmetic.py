@@ -200,6 +200,21 @@ def _matrix_of(block: _Block) -> tuple[Array, float]:
     return block.H, 0.0
 
 
+def dense_hessian(data: QuadraticData) -> tuple[Array, float]:
+    """C + diag(rho) as one matrix (p, p), and a bound on the error of its entries."""
+    p = len(data.w_bar)
+    H, error, start = np.zeros((p, p)), 0.0, 0
+    for block in _blocks(data.specification, data.curvature):
+        own, own_error = _matrix_of(block)
+        error = max(error, own_error)
+        for _ in range(block.rows):
+            s = slice(start, start + len(own))
+            H[s, s] = own
+            start = s.stop
+    H[np.diag_indices(p)] += data.rho
+    return H, error + _U * float(np.abs(np.diag(H)).max())
+
+
 def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
     """Refuse H - diag(e) unless a shifted Cholesky factorisation proves it positive semidefinite.
 

@@ -10,8 +10,10 @@ from typing import Any
 import click
 import numpy as np
 
+from chita_opt.certificates.checking import verify
 from chita_opt.certificates.container import read_sealed
-from chita_opt.certificates.verification import Verification, verify_file
+from chita_opt.certificates.tree_proof import ProofReport
+from chita_opt.certificates.verification import Verification, ratio
 from chita_opt.cli import OK, REFUSED
 from chita_opt.cli.screen import SCOPE_SENTENCE, percent, print_json
 from chita_opt.errors import CertificateError, DataError
@@ -20,9 +22,9 @@ Array = np.ndarray
 
 
 def run_verify(path: Path, problem: Path | None, instance: Path | None, as_json: bool) -> int:
-    """Check a certificate; the exit code says whether its claims hold."""
+    """Check a certificate or a proof log; the exit code says whether its claims hold."""
     try:
-        found = verify_file(path, problem)
+        found = verify(path, problem)
         if instance is not None:
             check_instance(problem or path, instance)
     except CertificateError as error:
@@ -78,18 +80,31 @@ def _instance_arrays(path: Path) -> dict[str, Array]:
     return given
 
 
-def _report(found: Verification) -> dict[str, Any]:
+def _relative_gap(found: Verification | ProofReport) -> float:
+    if isinstance(found, Verification):
+        return found.relative_gap
+    return ratio(found.gap, abs(found.upper))
+
+
+def _report(found: Verification | ProofReport) -> dict[str, Any]:
     values = asdict(found)
-    return values | {"gap": values["relative_gap"], "gap_absolute": values["gap"]}
+    kind = "certificate" if isinstance(found, Verification) else "tree"
+    return values | {
+        "gap": _relative_gap(found), "gap_absolute": values["gap"], "bound_proof": kind
+    }  # fmt: skip
 
 
-def _lines(path: Path, found: Verification) -> str:
+def _lines(path: Path, found: Verification | ProofReport) -> str:
+    if isinstance(found, Verification):
+        how = f"includes {found.allowance:.1e} for rounding"
+    else:
+        how = f"a tree of {found.steps:,} steps, {found.leaves:,} leaves, replayed"
     return "\n".join(
         [
             f"{path}: verified",
             f"objective    {found.upper:.8g}",
-            f"lower bound  {found.lower:.8g}  (includes {found.allowance:.1e} for rounding)",
-            f"gap          {percent(found.relative_gap)}",
+            f"lower bound  {found.lower:.8g}  ({how})",
+            f"gap          {percent(_relative_gap(found))}",
             f"kept         {found.nnz:,} of {found.p:,} weights",
             SCOPE_SENTENCE,
         ]
