@@ -32,7 +32,7 @@ from chita_opt.certificates.problem_data import read_problem
 from chita_opt.certificates.tree_proof import replay
 from chita_opt.cli import OK, REFUSED, run
 from chita_opt.errors import CertificateError
-from chita_opt.exact import enumerate_optimum
+from chita_opt.exact import TreeOptions, branch_and_bound, enumerate_optimum
 from chita_opt.heuristics import solve
 
 from .problems import CURVATURES, FAMILIES, make_problem, random_problem
@@ -99,6 +99,17 @@ def test_families_without_thresholds_are_accepted(tmp_path: Path) -> None:
         accepted += 1
         assert verify_proof(tmp_path / "file").lower <= found.optimum
     assert accepted
+
+
+@pytest.mark.parametrize("family", ["cardinality", "n_of_m", "nested_blocks"])
+@pytest.mark.parametrize("form", ["low_rank", "dense", "shared_rows", "mixed_blocks"])
+def test_logs_of_the_real_search_are_accepted(form: str, family: str, tmp_path: Path) -> None:
+    problem = make_problem(form, family, p=12, linear=True)
+    result = branch_and_bound(problem, options=TreeOptions(proof=True))
+    save_proof(result, tmp_path / "file")
+    report, optimum = verify_proof(tmp_path / "file"), enumerate_optimum(problem).objective
+    assert report.lower <= optimum * (1 + 1e-12) + 1e-15 and report.upper >= optimum
+    assert report.gap <= 1.1e-4 * (report.upper - problem.dense_minimum) + 1e-12
 
 
 def test_a_log_says_what_it_proves(logged: Logged, file: Path) -> None:

@@ -78,7 +78,8 @@ def save_proof(result: Searched, path: str | Path) -> ProofReport:
     if not cutoff >= proof.cutoff - _SHORT * (abs(proof.cutoff) + abs(found.at_zero)):
         raise CertificateError(
             f"the log proves a cutoff of {found.weakest:.9g} only, the search claims "
-            f"{proof.cutoff:.9g}: please report this"
+            f"{proof.cutoff:.9g}. The rows of {problem.supports.name} may be weaker than its "
+            "oracle, which a replay cannot ask; for budgets please report this"
         )
     lower = min(cutoff, found.upper)
     claims: dict[str, Any] = {
