@@ -9,11 +9,15 @@ fixed out; where it also keeps the weights fixed in, it is the cut of the smalle
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.linalg import lapack
 
+from chita_opt.bounds import Bound, dual_point, safe_split
+from chita_opt.curvature import Dense, LowRank
 from chita_opt.exact.outer_approximation_split import split_at, weights_at
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.formulations.dual_cuts import DualCut
+from chita_opt.problem import Problem
 from chita_opt.supports.base import Array
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -93,3 +97,21 @@ class CutMaker:
         slopes[active] = pull**2 / (2.0 * d) * (1.0 + 4.0 * _EPS)
         lost = rounding * (abs(q.const) + 0.5 * float(np.abs(v) @ size))
         return DualCut(q.const - 0.5 * float(v @ image) - lost, slopes)
+
+
+def root_witness(problem: Problem, quadratic: Quadratic, z: Array) -> Bound | None:
+    """The highest cut at z with nothing fixed, as a witness that ``dual_point`` re-evaluates.
+
+    None for curvature whose rows or blocks must share a split, and where none is proven.
+    """
+    if not isinstance(problem.curvature, LowRank | Dense):
+        return None
+    maker = CutMaker(quadratic, np.full(quadratic.size, FREE, dtype=np.int8))
+    d = maker.sharp_split(z)
+    if d is None:
+        return None
+    image = torch.from_numpy(maker.weights(z, d)) - problem.w_bar
+    split = safe_split(problem.curvature, torch.from_numpy(d) - problem.rho)
+    if split is None or not float((problem.rho + split).min()) > 0.0:
+        return None
+    return Bound(dual_point(problem, image, split).value, image, split, "dual")

@@ -14,7 +14,7 @@ from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.outer_approximation_covers import Covers, shortest_cover
-from chita_opt.exact.outer_approximation_cuts import CutMaker
+from chita_opt.exact.outer_approximation_cuts import CutMaker, root_witness
 from chita_opt.exact.outer_approximation_master import Master, Round
 from chita_opt.exact.outer_approximation_result import OuterApproximation, TraceRow
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
@@ -55,8 +55,10 @@ class Search:
         self.problem, self.clock, self.gap, self.side = problem, clock, gap, side
         self.quadratic, self.family = Quadratic.of(problem), allowed(problem.supports)
         self.solver = NodeSolver(self.quadratic, self.family, options=_PATIENT)
-        self.base: Node = root_node(problem.p, self.family.row_count)  # what holds for every better solution
-        self.node = self.base.copy()  # what holds for every solution below the level
+        self.base: Node = root_node(problem.p, self.family.row_count)
+        self.base.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
+        # base: what holds for every better solution; node: for every one below the level
+        self.node = self.base.copy()
         self.maker = CutMaker(self.quadratic, self.node.state)
         self.covers = Covers(NodeSolver(self.quadratic, self.family), self.offer_support)
         self.master = Master(problem, side)
@@ -67,6 +69,7 @@ class Search:
         self.mask: Array | None = None
         self.bound: Bound | None = None
         self.rounds = self.nodes = self.cover_count = 0
+        self.solvable = False  # whether a split was ever found
         self.seen: set[bytes] = set()
         self.trace: list[TraceRow] = []
 
@@ -87,8 +90,9 @@ class Search:
 
     @property
     def tolerance(self) -> float:
-        """Absolute gap that counts as closed."""
-        return self.gap * max(self.ceiling - self.floor, 0.0)
+        """Absolute gap that counts as closed: the one asked for, or what rounding leaves."""
+        rounding = 4.0 * self.quadratic.rounding(self.ceiling)
+        return max(self.gap * max(self.ceiling - self.floor, 0.0), rounding)
 
     @property
     def closed(self) -> bool:
@@ -126,7 +130,9 @@ class Search:
         if value < self.value and (admitted or self.admits(mask)):
             self.take(mask, w, value)
         if value < self.value + _NEAR * abs(self.value - self.floor):
-            swapped = local_search(self.problem, start=start, max_rounds=3)
+            swapped = local_search(
+                self.problem, start=start, max_rounds=3, time_limit=self.clock.remaining
+            )
             other = swapped.mask.numpy()
             better = swapped.objective < self.value - 1e-12 * abs(self.value)
             if better and self.admits(other):
@@ -163,7 +169,10 @@ class Search:
         span = self.problem.prune_all - self.floor
         self.scale = max(self.ceiling - self.floor, 1e-9 * span) or 1.0
         self.reduce()
-        if not self.node.d.any() and (self.node.state == FREE).any() and not self.closed:
+        self.bound = root_witness(self.problem, self.quadratic, self.node.z)
+        if self.bound is not None:
+            self.raise_proven(min(self.bound.value, self.target))
+        if not self.solvable and not self.closed:
             raise CurvatureError(
                 "the curvature plus the ridge is not positive definite; raise the ridge rho"
             )
@@ -172,20 +181,27 @@ class Search:
         """Bound what is open against the target and fix what that decides; then a cut of it."""
         while self.lower < self.target:
             before, target = int((self.node.state == FREE).sum()), self.target
-            outcome = self.solver.process(
-                self.node, target, self.ceiling - self.floor, lambda: self.clock.expired
-            )
-            self.node = outcome.node
-            self.maker.state = self.node.state
-            self.raise_proven(min(outcome.lower, target))
-            for support in outcome.supports[-2:]:
-                self.offer_support(support)
-            open_ = int((self.node.state == FREE).sum())
-            if outcome.branch < 0 or (open_ == before and not self.target < target):
+            is_open = self.bound_node()
+            left = int((self.node.state == FREE).sum())
+            if not is_open or (left == before and not self.target < target):
                 break
         self.publish()
         if self.lower < self.target:
             self.cut_at(self.node.z, None)
+
+    def bound_node(self) -> bool:
+        """Bound what is open, fix, look at the supports; False if nothing is left to search."""
+        target = self.target
+        outcome = self.solver.process(
+            self.node, target, self.ceiling - self.floor, lambda: self.clock.expired
+        )
+        self.node = outcome.node
+        self.maker.state = self.node.state
+        self.raise_proven(min(outcome.lower, target))
+        for support in outcome.supports[-2:]:
+            self.offer_support(support)
+        self.solvable |= outcome.branch < 0 or bool(self.node.d.any())
+        return outcome.branch >= 0
 
     def publish(self) -> None:
         """Tell the master what is fixed; fixings against the incumbent hold for good."""
@@ -239,6 +255,8 @@ class Search:
             self.raise_proven(self.target)
             return
         self.publish()
+        if not (self.node.state == FREE).any():
+            self.bound_node()
 
     def cover(self, mask: Array, cut: DualCut) -> None:
         """A cover of what a mask prunes, at the present level."""
