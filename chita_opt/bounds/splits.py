@@ -54,7 +54,15 @@ def safe_split(curvature: Curvature, e: Tensor | None = None) -> Tensor | None:
         own = e[: len(H)]
         if rows > 1 and not bool((e.reshape(rows, -1) == own).all()):
             raise CurvatureError("rows that share H must share the split; give the same e per row")
-    return (own - _shift(H, own)).repeat(rows)
+    return (own - _shift(H, own) - _forming_error(curvature, H)).repeat(rows)
+
+
+def _forming_error(curvature: Curvature, H: Tensor) -> float:
+    """What the rounding of A'A may add to an eigenvalue; nothing where H is the data."""
+    if not isinstance(curvature, LowRank):
+        return 0.0
+    n = curvature.A.shape[0]
+    return 2.0 * len(H) * (n + 4) * _EPS * float(H.diagonal().max())
 
 
 def _shift(H: Tensor, own: Tensor) -> float:

@@ -1,0 +1,171 @@
+r"""``lower_bound``: bounds of several strengths by one call, each with a witness.
+
+==========  ==========================================================  =======================
+strength    what it is                                                  reach
+==========  ==========================================================  =======================
+dual        perspective relaxation, three simple splits, products only  any p
+diagonal    the best diagonal split: the semidefinite relaxation of     dense H, p up to 4,000
+            Dong, Chen & Linderoth (2015), by barrier Newton steps
+tree        branch and bound until a node or time limit                 dense H, p up to 4,000
+==========  ==========================================================  =======================
+
+Each is at least as high as the one before it, for more time. The first two give one point and one
+diagonal that a certificate stores; a tree gives its proof log.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chita_opt.bounds import Bound, dual_bound, dual_point
+from chita_opt.bounds.splits import less_diagonal, safe_split
+from chita_opt.curvature import BlockDiagonal, Curvature, SharedRows
+from chita_opt.errors import ProblemError
+from chita_opt.exact.allowed import allowed
+from chita_opt.exact.bounding import AscentOptions, NodeBound
+from chita_opt.exact.branch_and_bound import MAX_SIZE, branch_and_bound
+from chita_opt.exact.node import root_node
+from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.quadratic import FREE, Quadratic
+from chita_opt.exact.result import TreeResult
+from chita_opt.heuristics import solve
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution
+from chita_opt.supports.base import Array
+
+STRENGTHS = ("dual", "diagonal", "tree")
+_CLOSE = AscentOptions(enough=2e-4)
+
+
+@dataclass(frozen=True, eq=False)
+class ProvenBound:
+    """A lower bound and what proves it.
+
+    Attributes
+    ----------
+    value : float
+        No allowed solution has an objective below it.
+    strength : str
+        "dual", "diagonal" or "tree".
+    bound : Bound or None
+        One witness that proves ``value`` ("tree": the root's, which proves ``bound.value``).
+    tree : TreeResult or None
+        The search, with its proof log where it finished.
+    solution : Solution or None
+        The best weights met on the way.
+    seconds : float
+        Wall time.
+    """
+
+    value: float
+    strength: str
+    bound: Bound | None
+    tree: TreeResult | None
+    solution: Solution | None
+    seconds: float
+
+
+def lower_bound(
+    problem: Problem,
+    *,
+    strength: str = "dual",
+    start: Solution | None = None,
+    time_limit: float | None = None,
+    node_limit: int | None = None,
+) -> ProvenBound:
+    """Bound the optimum of ``problem`` from below, as strongly as asked.
+
+    Parameters
+    ----------
+    problem : Problem
+        Any family with an oracle, any curvature form.
+    strength : {"dual", "diagonal", "tree"}
+        See the table above.
+    start : Solution, optional
+        Incumbent; the stronger bounds stop where it is proven optimal.
+    time_limit : float, optional
+        Seconds over the whole call.
+    node_limit : int, optional
+        Of the tree.
+
+    Raises
+    ------
+    ProblemError
+        If the strength is unknown, or the problem is too large for a dense H.
+    """
+    if strength not in STRENGTHS:
+        raise ProblemError(f"strength is {strength!r}; give one of {', '.join(STRENGTHS)}")
+    if strength != "dual" and problem.p > MAX_SIZE:
+        raise ProblemError(
+            f"the problem has {problem.p} weights; the bound {strength!r} forms dense matrices and "
+            f"stops at {MAX_SIZE}. Use strength='dual'"
+        )
+    clock = Clock(time_limit)
+    if strength == "dual":
+        bound = dual_bound(problem, start=start, time_limit=time_limit)
+        return ProvenBound(bound.value, strength, bound, None, start, clock.elapsed)
+    if strength == "diagonal":
+        start = start or solve(problem, time_limit=clock.remaining)
+        bound = best_split_bound(problem, start, time_limit=clock.remaining)
+        return ProvenBound(bound.value, strength, bound, None, start, clock.elapsed)
+    options = TreeOptions(time_limit=clock.remaining, node_limit=node_limit, proof=True)
+    tree = branch_and_bound(problem, options=options, start=start)
+    return ProvenBound(tree.lower, strength, None, tree, tree.solution, clock.elapsed)
+
+
+def best_split_bound(
+    problem: Problem, start: Solution, *, time_limit: float | None = None
+) -> Bound:
+    """The bound with the best diagonal split, re-evaluated from the data; at least the dual one.
+
+    Where rows share one H they must share the split too, and get the smallest of their own.
+    """
+    begin = time.perf_counter()
+    fallback = dual_bound(problem, start=start, time_limit=time_limit)
+    quadratic, family = Quadratic.of(problem), allowed(problem.supports)
+    node = root_node(problem.p, family.row_count)
+    if not bool((quadratic.H.diagonal() > 0.0).all()) or not family.propagate(node.state):
+        return fallback
+    free = np.flatnonzero(node.state == FREE)
+    if len(free) < problem.p:  # the counts alone decide some weights: nothing is gained here
+        return fallback
+    node_bound = NodeBound(quadratic, node, family.restrict(node.state, free), free, _CLOSE)
+    if node_bound.ascent is None:
+        return fallback
+    if time_limit is not None:
+        node_bound.stop = lambda: time.perf_counter() - begin >= time_limit
+    scale = max(start.objective - problem.dense_minimum, 1e-300)
+    d, v = node_bound.ascend(start.objective, scale)
+    bound = _from_split(problem, d, v, time.perf_counter() - begin)
+    return bound if bound.value > fallback.value else fallback
+
+
+def _from_split(problem: Problem, d: Array, v: Array, seconds: float) -> Bound:
+    """The ascent's end as a certificate's witness: displacement and proven split."""
+    C = problem.curvature
+    e = torch.from_numpy(d).to(problem.device) - problem.rho
+    split = safe_split(C, _shared(C, e))
+    assert split is not None  # None stands for no split only where none was asked for
+    Q, stats = less_diagonal(C, split), {"split": "best diagonal"}
+    witness = Q.image(torch.from_numpy(v).to(problem.device) - problem.w_bar)
+    if not float((problem.rho + split).min()) > 0.0:
+        return Bound(-float("inf"), witness, split, "dual")
+    value = dual_point(problem, witness, split).value
+    return Bound(value, witness, split, "dual", seconds=seconds, stats=stats)
+
+
+def _shared(C: Curvature, e: Tensor) -> Tensor:
+    """The smallest of the rows' splits, for rows that share one H."""
+    if isinstance(C, BlockDiagonal):
+        return torch.cat([_shared(block, e[s]) for block, s in C.slices()])
+    if isinstance(C, SharedRows):
+        return e.reshape(C.rows, -1).amin(0).repeat(C.rows)
+    return e
+
+
+__all__ = ["STRENGTHS", "ProvenBound", "best_split_bound", "lower_bound"]
