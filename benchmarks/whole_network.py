@@ -107,12 +107,14 @@ def resnet_rows() -> tuple[Tensor, Tensor]:
     """Gradient rows of ResNet20: 500 rows of 16 images, shortcuts left out as published."""
     from resnet20 import images, resnet20
 
-    from chita_opt.nn import gradient_rows, select_layers
+    from chita_opt.nn import RowChoice, gradient_rows, select_layers
 
     model = resnet20()
     layers = select_layers(model, exclude=("*downsample*",))
     x, y = images("train", 8000)
-    rows = gradient_rows(model, cross_entropy, (x, y), layers, rows=500, batch_size=16, seed=0)
+    rows = gradient_rows(
+        model, cross_entropy, (x, y), layers, RowChoice(rows=500, batch_size=16, seed=0)
+    )
     return rows.A, layers.weights(model).double()
 
 

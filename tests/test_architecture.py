@@ -36,6 +36,7 @@ ORDER = {
 }
 HEAVY = ("torch", "pyomo", "cvxpy", "matplotlib")
 MAX_LINES = 400
+MAX_PARAMETERS = 8
 
 
 def module_name(path: Path) -> str:
@@ -131,6 +132,15 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_files_stay_short(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= MAX_LINES, f"{path.relative_to(ROOT)} has {lines} lines: split it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_more_parameters_mean_a_missing_type(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            own = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([a for a in own if a.arg not in ("self", "cls")])
+            assert count <= MAX_PARAMETERS, f"{path.name}: {node.name} has {count} parameters"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

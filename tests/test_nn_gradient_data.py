@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from chita_opt.errors import DataError, MemoryLimitError
 from chita_opt.nn.gradients import gradient_rows
 from chita_opt.nn.layers import select_layers
+from chita_opt.nn.sampling import RowChoice
 
 cross_entropy = nn.CrossEntropyLoss()
 
@@ -42,26 +43,32 @@ def _sources(x: Tensor, y: Tensor) -> dict[str, Any]:
 def test_kinds_of_data(kind: str) -> None:
     net, x, y = mlp(), torch.randn(23, 6), classes(23)
     layers = select_layers(net)
-    expected = gradient_rows(net, cross_entropy, (x, y), layers, rows=7, batch_size=3)
+    expected = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=7, batch_size=3))
     data = _sources(x, y)[kind]
     limit = 4 * 7 * layers.size + 6000
     result = gradient_rows(
-        net, cross_entropy, data, layers, rows=7, batch_size=3, memory_limit=limit
+        net, cross_entropy, data, layers, RowChoice(rows=7, batch_size=3), memory_limit=limit
     )
     assert torch.allclose(result.A, expected.A, atol=1e-6)
     assert math.isclose(result.loss_mean, expected.loss_mean, rel_tol=1e-6)
     if kind == "generator":
         with pytest.raises(DataError, match="fetched by number"):
-            gradient_rows(net, cross_entropy, iter([]), layers, rows=7, seed=1)
+            gradient_rows(net, cross_entropy, iter([]), layers, RowChoice(rows=7, seed=1))
         return
     index = np.random.default_rng(0).integers(0, 23, (4, 2))
-    chosen = gradient_rows(net, cross_entropy, _sources(x, y)[kind], layers, index=index)
+    chosen = gradient_rows(net, cross_entropy, _sources(x, y)[kind], layers, RowChoice(index=index))
     direct = gradient_rows(
-        net, cross_entropy, (x[index.ravel()], y[index.ravel()]), layers, rows=4, batch_size=2
+        net,
+        cross_entropy,
+        (x[index.ravel()], y[index.ravel()]),
+        layers,
+        RowChoice(rows=4, batch_size=2),
     )
     assert torch.equal(chosen.A, direct.A)
-    seeded = gradient_rows(net, cross_entropy, _sources(x, y)[kind], layers, rows=9, seed=3)
-    again = gradient_rows(net, cross_entropy, (x, y), layers, rows=9, seed=3)
+    seeded = gradient_rows(
+        net, cross_entropy, _sources(x, y)[kind], layers, RowChoice(rows=9, seed=3)
+    )
+    again = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=9, seed=3))
     assert torch.equal(seeded.A, again.A) and not torch.equal(seeded.A[:7], expected.A)
 
 
@@ -81,21 +88,21 @@ def test_kinds_of_data(kind: str) -> None:
 def test_bad_requests(options: dict[str, Any], words: str) -> None:
     net, x, y = mlp(), torch.randn(12, 6), classes(12)
     with pytest.raises(DataError, match=words):
-        gradient_rows(net, cross_entropy, (x, y), select_layers(net), **options)
+        gradient_rows(net, cross_entropy, (x, y), select_layers(net), RowChoice(**options))
 
 
 @pytest.mark.parametrize("data", [5, [torch.zeros(3, 6)], [(torch.zeros(3, 6), torch.zeros(2))]])
 def test_bad_data(data: Any) -> None:
     net = mlp()
     with pytest.raises(DataError):
-        gradient_rows(net, cross_entropy, data, select_layers(net), rows=2)
+        gradient_rows(net, cross_entropy, data, select_layers(net), RowChoice(rows=2))
 
 
 def test_a_stream_that_ends_early() -> None:
     net = mlp()
     batches = [(torch.randn(4, 6), classes(4))] * 2
     with pytest.raises(DataError, match="9 samples; the data hold 8"):
-        gradient_rows(net, cross_entropy, iter(batches), select_layers(net), rows=9)
+        gradient_rows(net, cross_entropy, iter(batches), select_layers(net), RowChoice(rows=9))
 
 
 @pytest.mark.parametrize("bad", [0, 5])
@@ -103,7 +110,9 @@ def test_a_gradient_that_is_not_finite_names_its_row(bad: int) -> None:
     net, x, y = mlp(), torch.randn(12, 6), classes(12)
     x[2 * bad + 1] = float("nan")
     with pytest.raises(DataError, match=rf"row {bad} \(samples {2 * bad} to {2 * bad + 1}"):
-        gradient_rows(net, cross_entropy, (x, y), select_layers(net), rows=6, batch_size=2)
+        gradient_rows(
+            net, cross_entropy, (x, y), select_layers(net), RowChoice(rows=6, batch_size=2)
+        )
 
 
 @pytest.mark.parametrize("norms", [False, True])
@@ -111,7 +120,7 @@ def test_the_memory_limit_cuts_chunks(norms: bool) -> None:
     net = nn.Sequential(nn.Linear(6, 50), nn.LayerNorm(50), nn.Linear(50, 3))
     x, y = torch.randn(40, 6), classes(40)
     layers = select_layers(net, norms=norms)
-    free = gradient_rows(net, cross_entropy, (x, y), layers, rows=40)
+    free = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=40))
     result_bytes = 4 * 40 * layers.size
     steps: list[tuple[int, int]] = []
     tight = gradient_rows(
@@ -119,13 +128,17 @@ def test_the_memory_limit_cuts_chunks(norms: bool) -> None:
         cross_entropy,
         (x, y),
         layers,
-        rows=40,
+        RowChoice(rows=40),
         memory_limit=result_bytes + 40_000,
         progress=lambda done, rows: steps.append((done, rows)),
     )
     assert len(steps) > 2 and steps[-1] == (40, 40)
     assert torch.allclose(free.A, tight.A, atol=1e-6)
     with pytest.raises(MemoryLimitError, match=str(result_bytes)):
-        gradient_rows(net, cross_entropy, (x, y), layers, rows=40, memory_limit=result_bytes - 1)
+        gradient_rows(
+            net, cross_entropy, (x, y), layers, RowChoice(rows=40), memory_limit=result_bytes - 1
+        )
     with pytest.raises(MemoryLimitError, match=f"memory_limit is {result_bytes}"):
-        gradient_rows(net, cross_entropy, (x, y), layers, rows=40, memory_limit=result_bytes)
+        gradient_rows(
+            net, cross_entropy, (x, y), layers, RowChoice(rows=40), memory_limit=result_bytes
+        )

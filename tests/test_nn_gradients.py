@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from chita_opt.errors import LayerError
 from chita_opt.nn.gradients import GradientRows, gradient_rows
 from chita_opt.nn.layers import LayerMap, select_layers
+from chita_opt.nn.sampling import RowChoice
 
 Loss = Callable[[Any, Tensor], Tensor]
 cross_entropy = nn.CrossEntropyLoss()
@@ -69,7 +70,7 @@ def classes(count: int, number: int = 3) -> Tensor:
 def test_linear_layers(m: int, biases: bool) -> None:
     net, x, y = mlp(), torch.randn(28, 6), classes(28)
     layers = select_layers(net, biases=biases)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=7, batch_size=m)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=7, batch_size=m))
     assert result.path == "outer products" and result.reason == ""
     assert result.A.shape == (7, layers.size) and result.samples == 7 * m
     assert_plain(result, net, cross_entropy, x, y, layers)
@@ -112,7 +113,7 @@ def test_convolutions(
     x = torch.randn(2 * m, 4, *(6, 5, 7)[:dims], dtype=torch.float64)
     y = torch.zeros(2 * m, dtype=torch.long)
     layers = select_layers(net, biases=True)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=2, batch_size=m)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=2, batch_size=m))
     assert result.path == "outer products", result.reason
     assert_plain(result, net, cross_entropy, x, y, layers)
 
@@ -163,7 +164,7 @@ def test_forward_passes(
     net.bn.running_mean.normal_()
     x, y = torch.randn(15, 4), classes(15, 4)
     layers = select_layers(net)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=5, batch_size=m)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=5, batch_size=m))
     assert result.path == path and reason in result.reason, result.reason
     assert_plain(result, net, cross_entropy, x, y, layers)
 
@@ -173,7 +174,7 @@ def test_tied_weights() -> None:
     net.b.weight = net.a.weight
     layers = select_layers(net)
     x, y = torch.randn(6, 4), classes(6, 4)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=3, batch_size=2)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=3, batch_size=2))
     assert layers.size == 16 and result.path == "vmap" and "tied" in result.reason
     assert_plain(result, net, cross_entropy, x, y, layers)
 
@@ -182,14 +183,16 @@ def test_norm_parameters_and_frozen_layers() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
     x, y = torch.randn(8, 2, 5, 5), classes(8)
     layers = select_layers(net, norms=True)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=8)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=8))
     assert result.path == "vmap"
     assert_plain(result, net, cross_entropy, x, y, layers)
     expected = result.A
     net.requires_grad_(False)
-    assert torch.equal(gradient_rows(net, cross_entropy, (x, y), layers, rows=8).A, expected)
+    assert torch.equal(
+        gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=8)).A, expected
+    )
     only = select_layers(net)
-    frozen = gradient_rows(net, cross_entropy, (x, y), only, rows=8)
+    frozen = gradient_rows(net, cross_entropy, (x, y), only, RowChoice(rows=8))
     assert frozen.path == "outer products" and frozen.A.shape == (8, only.size)
 
 
@@ -199,7 +202,7 @@ def test_a_net_whose_samples_touch_each_other() -> None:
     net.bn = nn.BatchNorm1d(4, track_running_stats=False)
     x, y = torch.randn(12, 4), classes(12, 4)
     layers = select_layers(net)
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=3, batch_size=4)
+    result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=3, batch_size=4))
     assert result.path == "vmap" and "differ" in result.reason
     assert_plain(result, net, cross_entropy, x, y, layers)
 
@@ -220,7 +223,7 @@ def test_losses(loss_fn: Loss, order: str) -> None:
     net, x, y = mlp(), torch.randn(12, 6), torch.tensor([1, 1, 1, 1, 2, 0, 0, 2, 1, 2, 2, 2])
     y = y if order == "mixed" else 2 - classes(12).sort().values.clamp(max=1)
     layers = select_layers(net)
-    result = gradient_rows(net, loss_fn, (x, y), layers, rows=4, batch_size=3)
+    result = gradient_rows(net, loss_fn, (x, y), layers, RowChoice(rows=4, batch_size=3))
     assert result.path == "outer products"
     assert_plain(result, net, loss_fn, x, y, layers)
 
@@ -232,7 +235,7 @@ def test_a_model_whose_output_is_no_tensor() -> None:
     def loss_fn(output: Any, target: Tensor) -> Tensor:
         return functional.cross_entropy(output["out"], target)
 
-    result = gradient_rows(net, loss_fn, (x, y), layers, rows=3, batch_size=2)
+    result = gradient_rows(net, loss_fn, (x, y), layers, RowChoice(rows=3, batch_size=2))
     assert result.path == "vmap" and "output" in result.reason
     assert_plain(result, net, loss_fn, x, y, layers)
 
@@ -247,7 +250,9 @@ def test_a_layer_called_as_often_as_the_data_say() -> None:
     x[-1, 0] = 99.0
     layers = select_layers(net)
     limit = 4 * 8 * layers.size + 2000
-    result = gradient_rows(net, cross_entropy, (x, y), layers, rows=8, memory_limit=limit)
+    result = gradient_rows(
+        net, cross_entropy, (x, y), layers, RowChoice(rows=8), memory_limit=limit
+    )
     assert result.path == "loop" and "2 times" in result.reason
     assert_plain(result, net, cross_entropy, x, y, layers)
 
@@ -286,9 +291,9 @@ def test_nothing_of_the_model_changes(fail: bool) -> None:
     layers = select_layers(net)
     if fail:
         with pytest.raises(ZeroDivisionError):
-            gradient_rows(net, cross_entropy, loader, layers, rows=9)
+            gradient_rows(net, cross_entropy, loader, layers, RowChoice(rows=9))
     else:
-        gradient_rows(net, cross_entropy, loader, layers, rows=9)
+        gradient_rows(net, cross_entropy, loader, layers, RowChoice(rows=9))
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert flags == [module.training for module in net.modules()]
     assert torch.equal(torch.get_rng_state(), random)
@@ -301,7 +306,9 @@ def test_nothing_of_the_model_changes(fail: bool) -> None:
 def test_a_loss_without_the_weights() -> None:
     net, x, y = mlp(), torch.randn(4, 6), classes(4)
     with pytest.raises(LayerError, match="does not depend"):
-        gradient_rows(net, lambda out, y: out.detach().sum(), (x, y), select_layers(net), rows=2)
+        gradient_rows(
+            net, lambda out, y: out.detach().sum(), (x, y), select_layers(net), RowChoice(rows=2)
+        )
 
 
 def test_mlpnet_rows(data_root: Any) -> None:
@@ -319,7 +326,7 @@ def test_mlpnet_rows(data_root: Any) -> None:
         nn.init.zeros_(net[layer].bias)
     layers.write_(net, torch.cat([w.reshape(-1) for w in weights]))
     loss = nn.NLLLoss()
-    result = gradient_rows(net, loss, (x, y), layers, index=index)
+    result = gradient_rows(net, loss, (x, y), layers, RowChoice(index=index))
     assert result.path == "outer products" and result.A.shape == (1000, 32360)
     chosen = torch.from_numpy(index[::250].astype(np.int64))
     expected = plain_rows(net, loss, x[chosen], y[chosen], layers)

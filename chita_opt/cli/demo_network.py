@@ -13,6 +13,7 @@ from chita_opt.nn import (
     ImageData,
     LayerMap,
     MLPNet,
+    RowChoice,
     accuracy,
     gradient_rows,
     load_pretrained,
@@ -54,7 +55,9 @@ class DemoNetwork:
         model, data = load_pretrained("mlpnet_mnist5k"), mnist_subset()
         layer_map = select_layers(model)
         pair = (data.x_train, data.y_train)
-        found = gradient_rows(model, functional.nll_loss, pair, layer_map, rows=_ROWS, seed=seed)
+        found = gradient_rows(
+            model, functional.nll_loss, pair, layer_map, RowChoice(rows=_ROWS, seed=seed)
+        )
         return cls(model, data, layer_map, found.A)
 
     @property

@@ -14,6 +14,7 @@ _EXPORTS = {
     "select_layers": "chita_opt.nn.layers",
     "GradientRows": "chita_opt.nn.gradients",
     "gradient_rows": "chita_opt.nn.gradients",
+    "RowChoice": "chita_opt.nn.sampling",
     "LayerGram": "chita_opt.nn.inputs",
     "layer_inputs": "chita_opt.nn.inputs",
     "LayerReport": "chita_opt.nn.result",

@@ -17,7 +17,7 @@ from chita_opt.nn.evaluation import evaluating, full_precision, model_device
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.outer_products import NotApplicable
 from chita_opt.nn.row_engines import Engine, LoopRows, Loss, RowLoss
-from chita_opt.nn.sampling import RowSource, open_rows
+from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +66,9 @@ def gradient_rows(
     loss_fn: Loss,
     data: Any,
     layer_map: LayerMap,
+    choice: RowChoice,
     *,
-    rows: int | None = None,
-    batch_size: int | None = None,
-    index: Any = None,
     memory_limit: int | None = None,
-    seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GradientRows:
     r"""Compute gradients of the loss by the selected weights, one row per mini-batch.
@@ -94,17 +91,11 @@ def gradient_rows(
         in its own order, and only as far as needed.
     layer_map : LayerMap
         The weights to differentiate by, from :func:`chita_opt.nn.select_layers`.
-    rows : int
-        Number of rows, n.
-    batch_size : int, default 1
-        Samples per row, m. With 1, rows are per-sample gradients.
-    index : (n, m) array of int, optional
-        The samples that form each row. ``rows`` and ``batch_size`` then need not be given.
+    choice : RowChoice
+        How many rows of how many samples, and which samples.
     memory_limit : int, optional
         Bytes that the result and the working memory together may take (on the model's device;
         the working memory is an estimate). The rows are computed in chunks that fit.
-    seed : int, optional
-        Draw the samples by a permutation with this seed rather than taking the first n * m.
     progress : callable, optional
         Called as ``progress(rows_done, rows)`` after each chunk.
 
@@ -132,25 +123,25 @@ def gradient_rows(
     entry of each layer.
     """
     with evaluating(model), full_precision(model_device(model)):
-        source = open_rows(data, rows=rows, batch_size=batch_size, seed=seed, index=index)
+        source = open_rows(data, choice)
         result_bytes = 4 * source.rows * layer_map.size
         if memory_limit is not None and result_bytes > memory_limit:
             raise _over_limit(result_bytes, memory_limit, source, layer_map)
         loss = RowLoss(model, loss_fn, layer_map)
         device = model_device(model)
         x, y = (part.to(device) for part in source.first(PROBE_ROWS))
-        choice = choose_engine(loss, x, y, source.batch_size)
-        if choice.reason:
-            _log.info("gradient rows by %s: %s", choice.make.path, choice.reason)
+        engine = choose_engine(loss, x, y, source.batch_size)
+        if engine.reason:
+            _log.info("gradient rows by %s: %s", engine.make.path, engine.reason)
         work = _WORK_BYTES
         if memory_limit is not None:
             work = min(work, memory_limit - result_bytes)
-            if choice.row_bytes > work:
-                need = result_bytes + choice.row_bytes
+            if engine.row_bytes > work:
+                need = result_bytes + engine.row_bytes
                 raise _over_limit(need, memory_limit, source, layer_map)
-        chunk = max(1, min(source.rows, work // choice.row_bytes))
+        chunk = max(1, min(source.rows, work // engine.row_bytes))
         chunk -= chunk % _LINE if chunk > _LINE else 0
-        run = _Run(choice.make(loss), choice.reason)
+        run = _Run(engine.make(loss), engine.reason)
         rows_t, loss_mean = _fill(run, loss, source, chunk, progress)
     samples = source.rows * source.batch_size
     path, reason = run.engine.path, run.reason

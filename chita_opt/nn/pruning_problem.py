@@ -17,6 +17,7 @@ from chita_opt.nn.gradients import gradient_rows
 from chita_opt.nn.inputs import LayerGram, layer_inputs
 from chita_opt.nn.layer_map import LayerMap, LayerSlice
 from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.sampling import RowChoice
 from chita_opt.problem import Problem, from_gradients
 from chita_opt.supports import Budget, SupportFamily, family_from_text, keep_count
 
@@ -93,10 +94,12 @@ def build_problem(
         loss_fn,
         data,
         layer_map,
-        rows=options.rows,
-        batch_size=options.batch_size,
+        RowChoice(
+            rows=options.rows,
+            batch_size=options.batch_size,
+            seed=options.seed if by_number(data) else None,
+        ),
         memory_limit=options.memory_limit,
-        seed=options.seed if by_number(data) else None,
         progress=lambda done, total: options.tell("gradients", done, total),
     )
     w_bar = layer_map.weights(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,28 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from chita_opt.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowChoice:
+    """Which samples form which gradient row.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows, n.
+    batch_size : int, default 1
+        Samples per row, m. With 1, rows are per-sample gradients.
+    index : (n, m) array of int, optional
+        The samples that form each row. ``rows`` and ``batch_size`` then need not be given.
+    seed : int, optional
+        Draw the samples by a permutation with this seed rather than taking the first n * m.
+    """
+
+    rows: int | None = None
+    batch_size: int | None = None
+    index: Any = None
+    seed: int | None = None
 
 
 class RowSource(ABC):
@@ -140,16 +163,16 @@ class _StreamRows(RowSource):
         return (x[:need], y[:need]), (x[need:], y[need:])
 
 
-def open_rows(
-    data: Any,
-    *,
-    rows: int | None,
-    batch_size: int | None,
-    seed: int | None,
-    index: Any = None,
-) -> RowSource:
-    """Arrange data in rows; see :func:`chita_opt.nn.gradient_rows` for the parameters."""
-    chosen = _checked_index(index, rows, batch_size, seed)
+def open_rows(data: Any, choice: RowChoice) -> RowSource:
+    """Arrange data in rows; see :func:`chita_opt.nn.gradient_rows` for the data.
+
+    Raises
+    ------
+    DataError
+        If there are too few samples, or the data or the choice are malformed.
+    """
+    rows, batch_size, seed = choice.rows, choice.batch_size, choice.seed
+    chosen = _checked_index(choice.index, rows, batch_size, seed)
     if chosen is not None:
         rows, batch_size = int(chosen.shape[0]), int(chosen.shape[1])
     rows = _positive("rows", rows)
