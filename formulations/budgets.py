@@ -10,8 +10,8 @@ list of divisors of its length, and keeps at most one weight in each of its bloc
 weights; the widths are chosen under a budget K of kept weights:
 
 .. math::
-    & \sum_By_{rB}=1,\qquad \sum_{i\in\text{block}}z^B_i\le y_{rB}\ \text{ for all blocks of width
-    B of row r},\qquad z_i\le\sum_Bz^B_i,\\
+    & \sum_By_{rB}=1,\qquad z_i\le\sum_Bz^B_i,\\
+    & \sum_{i\in\text{block}}z^B_i\le y_{rB}\quad\text{for all blocks of width B of row r},\\
     & \sum_r\sum_B\tfrac{n}{B}\,y_{rB}\le K,\qquad y\in\{0,1\},\ z^B\ge0
 
 z (p,) indicators, y (rows, widths) choices, z^B (p,) the part of z that width B pays for; n columns.
@@ -123,24 +123,25 @@ def block_widths(
         block.C = pyo.RangeSet(0, columns - 1)
         block.y = pyo.Var(block.R, block.B, domain=pyo.Binary)
         block.part = pyo.Var(block.R, block.C, block.B, bounds=(0.0, 1.0))
-        block.one = pyo.Constraint(
-            block.R, rule=lambda b, r: sum(b.y[r, B] for B in widths) == 1.0
-        )
+        block.one = pyo.Constraint(block.R, rule=lambda b, r: sum(b.y[r, B] for B in widths) == 1.0)
         block.paid = pyo.Constraint(
             block.R,
             block.C,
-            rule=lambda b, r, c: model.z[first + r * columns + c]
-            <= sum(b.part[r, c, B] for B in widths),
+            rule=lambda b, r, c: (
+                model.z[first + r * columns + c] <= sum(b.part[r, c, B] for B in widths)
+            ),
         )
         blocks = [(B, i) for B in widths for i in range(columns // B)]
         block.single = pyo.Constraint(
             block.R,
             range(len(blocks)),
-            rule=lambda b, r, n: sum(
-                b.part[r, blocks[n][1] * blocks[n][0] + c, blocks[n][0]]
-                for c in range(blocks[n][0])
-            )
-            <= b.y[r, blocks[n][0]],
+            rule=lambda b, r, n: (
+                sum(
+                    b.part[r, blocks[n][1] * blocks[n][0] + c, blocks[n][0]]
+                    for c in range(blocks[n][0])
+                )
+                <= b.y[r, blocks[n][0]]
+            ),
         )
         block.budget = pyo.Constraint(
             expr=sum((columns // B) * block.y[r, B] for r in block.R for B in widths) <= kept

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     import pyomo.environ as pyo
 
 Array = np.ndarray
-_DIGITS = 40  # bits kept of a coefficient: what is rounded off stays below a rounding error of the row
+_DIGITS = (
+    40  # bits kept of a coefficient: what is rounded off stays below a rounding error of the row
+)
 
 
 @dataclass(frozen=True, eq=False)

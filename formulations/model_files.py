@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 FORMATS = (".lp", ".mps", ".nl", ".gms")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][-+]?\d+)?|[-+]?inf(?:inity)?|nan"
 _PAIR = re.compile(
-    rf"""^\s*(?:\d+\s+)?                        # a number before the name (CPLEX, HiGHS pretty)
+    rf"""^\s*(?:\d+\s+)?                        # CBC numbers its lines
          (?:<variable\s+name=")?
          (?P<kind>[zuw])[(_\[](?P<index>\d+)[)_\]]
          (?:"[^>]*?\bvalue=")?\s*[=\s]?\s*(?P<value>{_NUMBER})""",
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -35,8 +35,9 @@ def write_model(model: pyo.ConcreteModel, path: str | Path) -> Path:
     """Write a Pyomo model by the suffix of ``path``: .lp, .mps, .nl or .gms.
 
     Variables keep their names (``z(0)``; ``z_0_`` in .gms); next to a .nl file stand .row and
-    .col files that hold them. .lp and .mps can be read by ``highspy.Highs().readModel``, which
-    refuses quadratic rows and sets.
+    .col files that hold them (``z[0]``). HiGHS reads .lp and .mps without quadratic rows and sets;
+    SCIP reads .mps and .nl, its .lp reader refuses Pyomo's quadratic terms, and sets only from .nl;
+    .gms holds no sets.
 
     Returns
     -------
@@ -65,7 +66,7 @@ def write_model(model: pyo.ConcreteModel, path: str | Path) -> Path:
 def read_solution(problem: Problem, path: str | Path, *, method: str = "") -> Solution:
     """Read a solver's solution file and solve the weights anew on its support.
 
-    Lines of a name and a value are understood: HiGHS (``solution_file``), SCIP (``write
+    Lines of a name and a value are understood: HiGHS (raw style, its default), SCIP (``write
     solution``), Gurobi (``.sol``), CPLEX (``.sol``, XML), CBC, and AMPL ``.sol`` with the .col file
     of :func:`write_model` beside it. Names are those of the models of this folder: z (1 keeps), u
     (1 prunes), or w alone. Variables that a file leaves out are zero.
@@ -122,7 +123,7 @@ def _ampl(lines: list[str], source: Path) -> list[str]:
     try:
         start = lines.index("Options")
         count = int(lines[start + 1])
-        rows, duals, _, primals = (int(x) for x in lines[start + 2 + count : start + 6 + count])
+        _, duals, _, primals = (int(x) for x in lines[start + 2 + count : start + 6 + count])
     except (ValueError, IndexError) as error:
         raise DataError(f"{source} is no solution file that is understood") from error
     first = start + 6 + count + duals

@@ -5,17 +5,17 @@ r"""The perspective relaxation with the best split of all, as a semidefinite pro
     \text{s.t. } & \begin{bmatrix}W&w\\w^\top&1\end{bmatrix}\succeq0,\qquad
         w_j^2\le W_{jj}z_j,\qquad Gz\le h,\qquad 0\le z\le1
 
-w (p,) weights, z (p,) indicators (1 keeps), W (p, p) in the place of :math:`ww^\top`;
-:math:`H=C+\mathrm{diag}(\rho)`, :math:`b=H\bar w-g`, :math:`c=\tfrac12\bar w^\top H\bar w-g^\top\bar
-w` of the problem; :math:`Gz\le h` the rows of the family.
+w (p,) weights, z (p,) indicators (1 keeps), W (p, p) in the place of :math:`ww^\top`; of the
+problem :math:`H=C+\mathrm{diag}(\rho)`, :math:`b=H\bar w-g` and
+:math:`c=\tfrac12\bar w^\top H\bar w-g^\top\bar w`; :math:`Gz\le h` the rows of the family.
 
 Strength: the largest value of :func:`perspective_relaxation` over all splits e with
 :math:`C-\mathrm{diag}(e)\succeq0`, :math:`\rho+e\ge0`. The multipliers of the cones are the d of
 that split, :math:`e=d-\rho`.
 
-Size: p(p + 5)/2 variables, one semidefinite cone of order p + 1, p three-dimensional cones and the
-rows of G: for p up to about 50. The barrier method of the outer approximation takes a tenth of a
-second at p = 100.
+Size: p(p + 5)/2 + 1 variables, one semidefinite cone of order p + 1, p three-dimensional cones and
+the rows of G: for p up to about 50. The tree search and the outer approximation reach the same
+bound in a tenth of a second at p = 100.
 
 Source: Zheng, Sun & Li, *INFORMS Journal on Computing* 26 (2014); Dong, Chen & Linderoth,
 arXiv:1510.06083 (2015).
@@ -45,22 +45,27 @@ class LiftedModel:
     model : cvxpy.Problem
         Solve it with Clarabel, SCS or MOSEK. Values of a conic solver that reports
         ``optimal_inaccurate`` may lie above the optimum: take :meth:`split` and prove the bound.
-    w, z, W : cvxpy.Variable
-        (p,), (p,) and (p, p) symmetric.
+    w, z, W : cvxpy.Expression
+        (p,), (p,) and (p, p) symmetric; w and W are multiples of variables, so that H has a unit
+        diagonal in the solver's units.
     cones : cvxpy.SOC
-        p cones ``|(2w, W_jj - z)| <= W_jj + z``.
+        The p cones of the perspective.
+    units : ndarray
+        (p,) w over its variable.
     """
 
     model: cp.Problem
-    w: cp.Variable
+    w: cp.Expression
     z: cp.Variable
-    W: cp.Variable
+    W: cp.Expression
     cones: cp.SOC
+    units: Array
 
     def separable_curvature(self) -> Array:
         """After solving: d (p,), the multipliers of ``W_jj`` in the cones, twice."""
         t, u = self.cones.dual_value
-        return 2.0 * np.maximum(np.ravel(t) + np.asarray(u).reshape(2, -1)[1], 0.0)
+        multipliers = np.ravel(t) + np.asarray(u).reshape(2, -1)[1]
+        return 2.0 * np.maximum(multipliers, 0.0) / self.units**2
 
 
 def optimal_diagonal_relaxation(problem: Problem) -> LiftedModel:
@@ -73,18 +78,22 @@ def lifted_model(problem: Problem, pairs: list[tuple[int, int]]) -> LiftedModel:
     import cvxpy as cp
 
     H, b, c = quadratic(problem)
+    size = 0.5 * float(b @ np.linalg.solve(H, b)) or 1.0
+    units = np.sqrt(size / np.where(H.diagonal() > 0.0, H.diagonal(), 1.0))
     p, (G, h) = problem.p, problem.supports.rows()
-    w, z = cp.Variable(p, name="w"), cp.Variable(p, name="z")
+    z = cp.Variable(p, name="z")
     lifted = cp.Variable((p + 1, p + 1), PSD=True, name="lifted")
-    W, square = lifted[:p, :p], cp.diag(lifted)[:p]
-    cones = cp.SOC(square + z, cp.vstack([2.0 * w, square - z]), axis=0)
-    rows = [lifted[:p, p] == w, lifted[p, p] == 1.0, cones, G @ z <= h, z >= 0.0, z <= 1.0]
+    U, u, square = lifted[:p, :p], lifted[:p, p], cp.diag(lifted)[:p]
+    cones = cp.SOC(square + z, cp.vstack([2.0 * u, square - z]), axis=0)
+    rows = [lifted[p, p] == 1.0, cones, G @ z <= h, z >= 0.0, z <= 1.0]
     for i, j in pairs:
         y = cp.Variable(name=f"y_{i}_{j}")
-        corner = cp.bmat([[W[i, i], W[i, j], w[i]], [W[i, j], W[j, j], w[j]], [w[i], w[j], y]])
+        corner = cp.bmat([[U[i, i], U[i, j], u[i]], [U[i, j], U[j, j], u[j]], [u[i], u[j], y]])
         rows += [corner >> 0, y <= 1.0, y <= z[i] + z[j]]
-    value = 0.5 * cp.sum(cp.multiply(H, W)) - b @ w + c
-    return LiftedModel(cp.Problem(cp.Minimize(value), rows), w, z, lifted, cones)
+    scale = np.outer(units, units)
+    value = 0.5 * cp.sum(cp.multiply(H * scale, U)) - (b * units) @ u + c
+    w, W = cp.multiply(units, u), cp.multiply(scale, U)
+    return LiftedModel(cp.Problem(cp.Minimize(value), rows), w, z, W, cones, units)
 
 
 def quadratic(problem: Problem) -> tuple[Array, Array, float]:

@@ -2,7 +2,7 @@ r"""The optimal-diagonal relaxation with pairs of weights convexified together.
 
 .. math::
     \min_{w,z,W,y}\ & \tfrac12\langle H,W\rangle - b^\top w + c\\
-    \text{s.t. } & \text{the rows of the optimal-diagonal relaxation, and for every pair } T=\{i,j\}\\
+    \text{s.t. } & \text{the optimal diagonal's rows, and for every pair } T=\{i,j\}\\
     & \begin{bmatrix}W_{TT}&w_T\\w_T^\top&y_T\end{bmatrix}\succeq0,\qquad
       y_T\le1,\qquad y_T\le z_i+z_j
 

@@ -74,8 +74,8 @@ def removal_miqcp(problem: Problem, big_m: float | Tensor) -> pyo.ConcreteModel:
     import pyomo.environ as pyo
 
     M = limits_of(problem, big_m)
-    base, costs = removal_costs(problem)
-    costs = (costs * (1.0 - 1e-9)).tolist()  # what rounding may have added
+    base, saliencies = removal_costs(problem)
+    costs = (saliencies * (1.0 - 1e-9)).tolist()  # what rounding may have added
     base -= 1e-12 * (abs(base) + problem.prune_all)
     w_bar, g, rho = (v.tolist() for v in (problem.w_bar, problem.g, problem.rho))
     model = pyo.ConcreteModel(name="removal form of pruning")

@@ -1,7 +1,8 @@
 r"""Special ordered sets: at most one of the weight and its removal is not zero, without an M.
 
 .. math::
-    \min_{w,z,v,r}\ & \tfrac12\sum_i r_i^2 + g^\top(w-\bar w) + \tfrac12\sum_j\rho_j(w_j-\bar w_j)^2\\
+    \min_{w,z,v,r}\ & \tfrac12\sum_i r_i^2 + g^\top(w-\bar w)
+        + \tfrac12\sum_j\rho_j(w_j-\bar w_j)^2\\
     \text{s.t. } & r = F(w-\bar w),\qquad v_j = 1-z_j,\qquad \{w_j,v_j\}\ \text{SOS1},\qquad
         Gz\le h,\qquad z\in\{0,1\}^p
 

@@ -105,6 +105,15 @@ def test_low_rank_data_stay_low_rank() -> None:
     assert factor_matrix(problem.curvature.factor()).shape == (7, 14)
 
 
+@EVERY_FORM
+def test_factors_have_at_most_p_rows(form: str) -> None:
+    """More gradients than weights are condensed; the curvature stays."""
+    problem = make_problem(form, "cardinality")
+    F = factor_matrix(problem.curvature.factor()).toarray()
+    assert len(F) <= P
+    np.testing.assert_allclose(F.T @ F, problem.curvature.dense().numpy(), atol=1e-9)
+
+
 def test_the_perspective_needs_a_ridge() -> None:
     problem = make_problem("dense", "cardinality", ridge=0.0)
     with pytest.raises(ProblemError, match="needs rho > 0"):
@@ -172,7 +181,7 @@ def test_sizes_of_big_m(form: str) -> None:
 
     problem = make_problem(form, "nested_n_of_m")
     model = big_m_miqp(problem, 10.0)
-    rows, m = len(problem.supports.rows()[1]), problem.curvature.factor().dual_size
+    rows, m = len(problem.supports.rows()[1]), factor_matrix(problem.curvature.factor()).shape[0]
     variables = list(model.component_data_objects(pyo.Var))
     assert len(variables) == 2 * P + m
     assert sum(v.is_binary() for v in variables) == P

@@ -144,6 +144,38 @@ def prune(
 
 
 @app.command(epilog=_EXIT_CODES)
+@_instance
+@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.ridge_option
+@click.option(
+    "--model",
+    type=click.Choice(o.MODEL_NAMES),
+    default="perspective",
+    show_default=True,
+    help="Formulation: see formulations/README.md.",
+)
+@click.option(
+    "--to",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write: .lp, .mps, .nl or .gms.",
+)
+@o.json_option
+def formulate(
+    instance: Path, budget: o.BudgetChoice, ridge: float, model: str, to: Path, as_json: bool
+) -> int:
+    """Write the problem in INSTANCE as a model file for a solver of your own.
+
+    big-M values are proven from an incumbent, and perspective and weight-cuts get a strong split
+    of the curvature. HiGHS takes dual-cuts and weight-cuts; the others are mixed-integer quadratic
+    (SCIP reads .mps and .nl, Gurobi, CPLEX and Xpress .lp and .mps).
+    """
+    from chita_opt.cli.formulating import run_formulate
+
+    return run_formulate(instance, ridge, budget, model, to, as_json)
+
+
+@app.command(epilog=_EXIT_CODES)
 @click.argument("instance", metavar="INSTANCE|demo-net")
 @o.grouped("budget", o.BudgetChoice, *o.family_options)
 @o.ridge_option

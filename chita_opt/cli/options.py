@@ -26,6 +26,8 @@ TREE_GAP = 1e-4  # relative gap at which a search stops where none is asked for
 
 Command = Callable[..., Any]
 
+MODEL_NAMES = ("big-m", "sos1", "perspective", "removal", "weight-cuts", "dual-cuts")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetChoice:

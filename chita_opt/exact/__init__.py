@@ -1,16 +1,26 @@
 """Methods that prove the optimum."""
 
+from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.branch_and_bound import branch_and_bound
 from chita_opt.exact.enumerate import Enumeration, enumerate_optimum, enumerate_supports
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.result import TreeProof, TreeResult
+from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
+from chita_opt.exact.path import KPath, k_path
+from chita_opt.exact.result import HistoryRow, TreeProof, TreeResult
 
 __all__ = [
     "Enumeration",
+    "HistoryRow",
+    "KPath",
+    "OuterApproximation",
     "TreeOptions",
     "TreeProof",
     "TreeResult",
     "branch_and_bound",
     "enumerate_optimum",
     "enumerate_supports",
+    "k_path",
+    "outer_approximation",
+    "solve_blocks",
+    "split_into_blocks",
 ]

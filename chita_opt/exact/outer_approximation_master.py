@@ -120,8 +120,8 @@ class Master:
         if changed:
             self.highs.update_variables(changed)
 
-    def cut_off(self, value: float) -> None:
-        """Ask for t <= ``value`` only."""
+    def cut_off(self, value: float | None) -> None:
+        """Ask for t <= ``value`` only; None for any t."""
         self.model.t.setub(value)
         self.highs.update_variables([self.model.t])
 

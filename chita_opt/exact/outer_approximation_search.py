@@ -385,4 +385,3 @@ class Search:
             self.bound, status, self.rounds, self.master.cuts, self.cover_count, self.nodes,
             int((self.base.state != FREE).sum()), seconds, tuple(self.trace),
         )  # fmt: skip
-
