@@ -202,3 +202,31 @@ def _single(curvature: Curvature) -> Curvature:
         return SharedRows(curvature.H.float(), curvature.rows)
     assert isinstance(curvature, Dense)
     return Dense(curvature.H.float())
+
+
+def awkward_problem(seed: int) -> Problem:
+    """Data that break careless arithmetic: one kind of damage after another.
+
+    Bad scales (columns over eight orders of magnitude), near singularity, zero columns, duplicate
+    columns, or a ridge that is tiny against the curvature.
+    """
+    draw = torch.Generator().manual_seed(5000 + seed)
+    p = 2 * whole(draw, 3, 6)
+    A = normal(draw, 2 * p, p)
+    ridge = 10.0 ** whole(draw, -3, -1)
+    kind = (seed // 3) % 5
+    if kind == 0:
+        A = A * 10.0 ** (8.0 * torch.rand(p, generator=draw, dtype=torch.float64) - 4.0)
+    elif kind == 1:
+        A = A @ (torch.ones(p, p, dtype=torch.float64) + 1e-5 * normal(draw, p, p))
+    elif kind == 2:
+        A[:, ::3] = 0.0
+    elif kind == 3:
+        A[:, 1::2] = A[:, ::2]
+    else:
+        ridge = 1e-9
+    C = LowRank(A, 1.0 / len(A))
+    rho = ridge * float(C.diagonal().mean())
+    family = list(FAMILIES)[(seed // 15) % len(FAMILIES)]
+    g = 0.3 * C.product(normal(draw, p)) if whole(draw, 0, 1) else None
+    return Problem(C, normal(draw, p), rho, FAMILIES[family](draw, p), g)

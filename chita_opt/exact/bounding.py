@@ -29,6 +29,8 @@ class AscentOptions:
     ----------
     enough : float
         Stop once ``n mu`` is below this share: the node will not be closed.
+    coarse : float
+        And below this, relative to the incumbent's increase: bounds are compared between nodes.
     warm : float
         Children start from the last centred point with ``n mu`` above this share: points nearer
         to the boundary are bad starts.
@@ -41,6 +43,7 @@ class AscentOptions:
     """
 
     enough: float = 0.6
+    coarse: float = 0.05
     warm: float = 0.5
     warm_floor: float = 3e-3
     shrink: float = 0.3
@@ -143,13 +146,13 @@ class NodeBound:
                 lower, best = value, (ascent.d, ascent.v)
             if lower >= cutoff or (self.stop is not None and self.stop()):
                 break
-            if decrement < n**0.5:  # centred
+            if decrement < 0.7 * n**0.5:  # centred
                 left, distance = ascent.mu * n, cutoff - lower
                 if self.saved is None or left > max(
                     options.warm * distance, options.warm_floor * scale
                 ):
                     self._save()
-                if left < options.enough * distance or left < 1e-7 * scale:
+                if left < max(min(options.enough * distance, options.coarse * scale), 1e-7 * scale):
                     break
                 ascent.mu *= options.shrink
         if self.saved is None:

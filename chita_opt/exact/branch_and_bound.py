@@ -10,7 +10,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.exact.allowed import allowed
 from chita_opt.exact.checkpoint import Checkpoint
 from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import root_node
+from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.parallel import run_parallel
@@ -75,16 +75,34 @@ def branch_and_bound(
         )
     # thousands of small factorisations: threads cost more than they bring
     with threadpool_limits(limits=1, user_api="blas"):
-        return _Tree(problem, options, start).run()
+        return Tree(problem, options, start).run()
 
 
-class _Tree:
-    """One call: the search, its incumbents, its log and what ends it."""
+class Tree:
+    """One call: the search, its incumbents, its log and what ends it.
 
-    def __init__(self, problem: Problem, options: TreeOptions, start: Solution | None) -> None:
+    Parameters
+    ----------
+    problem, options, start : Problem, TreeOptions, Solution or None
+        As for :func:`branch_and_bound`.
+    quadratic : Quadratic, optional
+        That of the problem, where it is at hand.
+    warm : Node, optional
+        Its point starts the root's ascent: the root of the same quadratic under another count.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: TreeOptions,
+        start: Solution | None = None,
+        *,
+        quadratic: Quadratic | None = None,
+        warm: Node | None = None,
+    ) -> None:
         self.problem, self.options = problem, options
         self.clock = Clock(options.time_limit)
-        self.quadratic = Quadratic.of(problem)
+        self.quadratic = quadratic or Quadratic.of(problem)
         self.best = Incumbents(problem, self.quadratic, self.clock, start)
         self.log = ProofLog(self.quadratic) if options.proof else None
         family = allowed(problem.supports)
@@ -100,6 +118,8 @@ class _Tree:
             root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
         if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
+        if warm is not None:
+            root.d, root.z, root.nu, root.mu = warm.d, warm.z, warm.nu, warm.mu
         self.search.push(root)
 
     def run(self) -> TreeResult:

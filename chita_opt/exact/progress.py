@@ -16,7 +16,7 @@ class Progress:
     def __init__(self, clock: Clock, log: Log | None, interval: float) -> None:
         self.clock, self.log, self.interval = clock, log, interval
         self.history: list[HistoryRow] = []
-        self._last = -interval
+        self._last: float | None = None
 
     def update(self, search: Search, *, force: bool = False) -> None:
         """Keep a history row where something changed, and log."""
@@ -26,8 +26,10 @@ class Progress:
         if force or last is None or (row.lower, row.upper) != (last.lower, last.upper):
             if force or last is None or row.upper != last.upper or now - last.seconds > 0.05:
                 self.history.append(row)
-        if self.log is not None and (force or now - self._last >= self.interval):
-            if self._last < 0.0:
+        if self.log is not None and (
+            force or self._last is None or now - self._last >= self.interval
+        ):
+            if self._last is None:
                 self.log(_HEADER)
             self._last = now
             self.log(self._line(search, row))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from chita_opt.solution import Solution, Status
 from chita_opt.supports.base import Array
 
+_EPS = 2.0**-52
+
 
 class HistoryRow(NamedTuple):
     """One row for plots: seconds since the start, bound, incumbent, open nodes."""
@@ -106,9 +108,15 @@ class TreeResult:
 
     @property
     def gap(self) -> float:
-        """(upper - lower) relative to the incumbent's increase over the dense minimum."""
-        scale = self.upper - self.solution.problem.dense_minimum
-        return relative_gap(self.lower, self.upper, scale)
+        """(upper - lower) relative to the incumbent's increase over the dense minimum.
+
+        Zero where both agree to the rounding of the terms that they are sums of.
+        """
+        problem = self.solution.problem
+        terms = abs(problem.prune_all) + abs(problem.dense_minimum) + abs(self.upper)
+        if self.upper - self.lower <= 256.0 * _EPS * problem.p * terms:
+            return 0.0
+        return relative_gap(self.lower, self.upper, self.upper - problem.dense_minimum)
 
     def __str__(self) -> str:
         return (

@@ -38,8 +38,8 @@ class Search:
         Smallest bound at which a node was closed.
     nodes, newton : int
         Nodes bounded and Newton steps taken.
-    root : float
-        Bound before branching.
+    root, root_point : float, Node
+        Bound before branching, and the root after its first ascent.
     """
 
     solver: NodeSolver
@@ -52,6 +52,7 @@ class Search:
     nodes: int = 0
     newton: int = 0
     root: float = -np.inf
+    root_point: Node | None = None
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     dive: list[Node] = field(default_factory=list)
     _ticket: count[int] = field(default_factory=count)
@@ -110,7 +111,7 @@ class Search:
         self.nodes += 1
         self.newton += outcome.steps
         if self.nodes == 1:
-            self.root = outcome.lower
+            self.root, self.root_point = outcome.lower, outcome.point
         if outcome.branch < 0:
             self.closed = min(self.closed, outcome.lower)
             return

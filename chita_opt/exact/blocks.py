@@ -1,0 +1,208 @@
+r"""Exact solutions of problems whose curvature has no coupling between blocks.
+
+With C block-diagonal (or one H shared by rows) the objective is a sum over blocks, joined only by
+the family's total. Let :math:`\phi_B(\kappa)` be block B's optimum with at most :math:`\kappa`
+weights; then the optimum is :math:`\min\sum_B\phi_B(\kappa_B)` over :math:`\sum_B\kappa_B\le k`, a
+dynamic program. With lower bounds of :math:`\phi_B` in place of values it bounds the optimum. The
+values that the bound's split uses are refined until both programs agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from chita_opt.curvature import BlockDiagonal, Curvature, Dense, SharedRows
+from chita_opt.errors import ProblemError
+from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.path import PathSolver
+from chita_opt.exact.result import TreeResult
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution, Status
+from chita_opt.supports import Budget
+from chita_opt.supports.base import Array
+
+
+def split_into_blocks(problem: Problem) -> list[tuple[slice, Problem]]:
+    """The problem's blocks, each with the family's groups that lie in it and no total.
+
+    Raises
+    ------
+    ProblemError
+        If the curvature has no blocks, or a group of the family lies in more than one.
+    """
+    family = problem.supports
+    parts = list(_slices(problem.curvature))
+    if len(parts) < 2 or not isinstance(family, Budget):
+        raise ProblemError(
+            "this problem does not fall into blocks under a budget; use branch_and_bound"
+        )
+    if len(family.caps) == 1:  # cardinality: its one cap acts as the total
+        family = replace(Budget.cardinality(problem.p, problem.p), total=family.max_count)
+        groups = None
+    else:
+        groups = family.labels.numpy()
+    found = []
+    for s, block in parts:
+        size = s.stop - s.start
+        if groups is None:
+            own = Budget.cardinality(size, size)
+        else:
+            names, labels = np.unique(groups[s], return_inverse=True)
+            if bool(np.isin(groups[: s.start], names).any()):
+                raise ProblemError(
+                    f"a group of {family.name} lies in more than one block of the curvature; use "
+                    "branch_and_bound"
+                )
+            own = Budget.per_block(torch.from_numpy(labels), family.caps[torch.from_numpy(names)])
+        found.append((s, Problem(block, problem.w_bar[s], problem.rho[s], own, problem.g[s])))
+    return found
+
+
+def _slices(curvature: Curvature) -> Iterator[tuple[slice, Curvature]]:
+    """Blocks of any depth, rows one by one."""
+    if isinstance(curvature, SharedRows):
+        d = len(curvature.H)
+        for r in range(curvature.rows):
+            yield slice(r * d, (r + 1) * d), Dense(curvature.H)
+    elif isinstance(curvature, BlockDiagonal):
+        for block, s in curvature.slices():
+            for inner, form in _slices(block):
+                yield slice(s.start + inner.start, s.start + inner.stop), form
+    else:
+        yield slice(0, curvature.size), curvature
+
+
+@dataclass(eq=False)
+class _Coupling:
+    """The blocks' paths and the dynamic program over them."""
+
+    paths: list[PathSolver]
+    total: int
+
+    def split(self, values: list[Array]) -> tuple[float, list[int]]:
+        """Smallest sum of ``values[B][kappa_B]`` with at most ``total`` weights, and the counts."""
+        best = np.zeros(self.total + 1)
+        choices = []
+        for value in values:
+            room = min(len(value), self.total + 1)
+            table = np.full((room, self.total + 1), np.inf)
+            for kappa in range(room):
+                table[kappa, kappa:] = value[kappa] + best[: self.total + 1 - kappa]
+            choices.append(table.argmin(0))
+            best = table.min(0)
+        left, counts = self.total, []
+        for choice in reversed(choices):
+            counts.append(int(choice[left]))
+            left -= counts[-1]
+        return float(best[self.total]), counts[::-1]
+
+    def bounds(self) -> tuple[float, float, list[int], list[int]]:
+        """Lower and upper value of the whole with their splits."""
+        lower, low = self.split([np.minimum(p.lower, p.upper) for p in self.paths])
+        upper, high = self.split([p.upper for p in self.paths])
+        return lower, upper, low, high
+
+
+def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> TreeResult:
+    """Solve a problem of blocks exactly, block by block, with exact coupling.
+
+    Every block gets a bound for every count first; then the counts in the bound's best split are
+    solved exactly until the bound reaches the incumbent.
+
+    Parameters
+    ----------
+    problem : Problem
+        Block-diagonal or shared-row curvature; a budget whose groups lie inside blocks, with or
+        without a total.
+    options : TreeOptions, optional
+        Gap and limits of the whole; no proof, no checkpoint.
+
+    Raises
+    ------
+    ProblemError
+        If the problem does not fall into blocks.
+    """
+    options = options or TreeOptions()
+    clock = Clock(options.time_limit)
+    blocks = split_into_blocks(problem)
+    family = problem.supports
+    assert isinstance(family, Budget)
+    paths = [PathSolver(block) for _, block in blocks]
+    coupling = _Coupling(paths, family.max_count)
+    inner = replace(options, proof=False, checkpoint=None, resume=False, log=None)
+    for path in paths:  # pruning everything is allowed for every count
+        path.upper[:] = path.problem.prune_all
+        path.lower[:] = max(path.problem.dense_minimum, 0.0) - _slack(path.problem)
+    status, root = Status.OPTIMAL, None
+    try:
+        for path in paths:
+            _first_bounds(path, inner, clock)
+        root = coupling.bounds()[0]
+        status = _refine(coupling, inner, clock, problem.dense_minimum)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    lower, _, _, high = coupling.bounds()
+    w = np.concatenate([path.w[i] for path, i in zip(paths, high, strict=True)])
+    solution = Solution(
+        problem, torch.from_numpy(w), "solve_blocks", status, clock.elapsed, clock.trace
+    )
+    nodes = sum(path.nodes for path in paths)
+    lower = min(lower, solution.objective)
+    return TreeResult(
+        solution, lower, status, nodes, clock.elapsed, lower if root is None else root
+    )
+
+
+def _slack(problem: Problem) -> float:
+    """With a linear term the dense minimum bounds every count, but for its rounding."""
+    if not bool(problem.g.any()):
+        return 0.0
+    low = problem.dense_minimum
+    return max(low, 0.0) - low + 1e-9 * (abs(low) + abs(problem.prune_all))
+
+
+def _first_bounds(path: PathSolver, options: TreeOptions, clock: Clock) -> None:
+    """A root bound and heuristic weights for every count, the largest first."""
+    for i in range(len(path.ks) - 1, -1, -1):
+        if clock.expired:
+            return
+        quick = replace(options, node_limit=1, workers=1, time_limit=clock.remaining)
+        if path.solve(i, quick) is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+def _refine(coupling: _Coupling, options: TreeOptions, clock: Clock, floor: float) -> Status:
+    """Solve what the bound's split uses until the gap is closed."""
+    spent = 0
+    while True:
+        lower, upper, low, _ = coupling.bounds()
+        clock.record(upper)
+        if upper - lower <= options.gap * max(upper - floor, 0.0):
+            return Status.OPTIMAL
+        loose = [
+            (path.upper[i] - path.lower[i], path, i)
+            for path, i in zip(coupling.paths, low, strict=True)
+        ]
+        gap, path, i = max(loose, key=lambda item: item[0])
+        if clock.expired:
+            return Status.TIME_LIMIT
+        spent = sum(p.nodes for p in coupling.paths)
+        if options.node_limit is not None and spent >= options.node_limit:
+            return Status.ITERATION_LIMIT
+        if not gap > 0.0:
+            return Status.OPTIMAL  # the split's values are exact: bound and incumbent agree
+        aim = 0.5 * options.gap * max(upper - floor, 0.0) / len(coupling.paths)
+        own = max(path.upper[i] - path.problem.dense_minimum, 1e-300)
+        left = None if options.node_limit is None else options.node_limit - spent
+        exact = replace(
+            options, gap=float(min(aim / own, 0.5)), time_limit=clock.remaining, node_limit=left
+        )
+        if path.solve(i, exact) is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+__all__ = ["solve_blocks", "split_into_blocks"]

@@ -1,0 +1,246 @@
+"""Limits, interrupts, checkpoints, workers and proofs of the tree search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chita_opt.errors import CurvatureError, DataError, ProblemError
+from chita_opt.exact import (
+    TreeOptions,
+    TreeProof,
+    TreeResult,
+    branch_and_bound,
+    enumerate_optimum,
+)
+from chita_opt.exact.node_solver import NodeSolver
+from chita_opt.exact.quadratic import Quadratic
+from chita_opt.heuristics import solve
+from chita_opt.instances import correlated_instance
+from chita_opt.problem import Problem
+from chita_opt.solution import Status
+from chita_opt.supports import Budget
+
+from .problems import FAMILIES, PairBudget, awkward_problem, make_problem
+
+
+def hard(p: int = 30, *, seed: int = 1, ridge: float = 1e-2) -> Problem:
+    """A problem that takes a few dozen nodes."""
+    instance = correlated_instance(2 * p, p, correlation=0.7, seed=seed)
+    return instance.problem(ridge=ridge, supports=Budget.cardinality(p, p // 4))
+
+
+def assert_valid(result: TreeResult, optimum: float) -> None:
+    assert result.solution.is_feasible
+    assert result.lower <= optimum * (1 + 1e-9)
+    assert result.upper >= optimum * (1 - 1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole() -> TreeResult:
+    result = branch_and_bound(hard())
+    assert result.status is Status.OPTIMAL
+    assert result.nodes > 5
+    return result
+
+
+def test_node_limit_and_history(whole: TreeResult) -> None:
+    lines: list[str] = []
+    options = TreeOptions(node_limit=3, log=lines.append, log_seconds=0.0)
+    result = branch_and_bound(hard(), options=options)
+    assert result.status is Status.ITERATION_LIMIT
+    assert result.nodes == 3
+    assert_valid(result, whole.upper)
+    assert result.lower >= result.root - 1e-9
+    assert "incumbent" in lines[0] and "gap" in lines[0]
+    assert len(lines) >= 4
+    seconds = [row.seconds for row in result.history]
+    assert seconds == sorted(seconds)
+    assert all(row.lower <= row.upper for row in result.history)
+
+
+def test_time_limit(whole: TreeResult) -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(time_limit=1e-3))
+    assert result.status is Status.TIME_LIMIT
+    assert_valid(result, whole.upper)
+
+
+def test_interrupt_keeps_incumbent_and_bound(
+    whole: TreeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    process = NodeSolver.process
+
+    def interrupted(self: NodeSolver, *given: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return process(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NodeSolver, "process", interrupted)
+    result = branch_and_bound(hard())
+    assert result.status is Status.INTERRUPTED
+    assert result.nodes == 3
+    assert_valid(result, whole.upper)
+    assert result.lower > 0.0
+
+
+def test_memory_limit_goes_depth_first(whole: TreeResult) -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(memory_limit=3000.0))
+    assert result.status is Status.OPTIMAL
+    assert result.upper == pytest.approx(whole.upper, rel=2e-4)
+    assert_valid(result, whole.upper)
+
+
+def test_workers_agree(whole: TreeResult) -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(workers=2))
+    assert result.status is Status.OPTIMAL
+    assert result.upper == pytest.approx(whole.upper, rel=2e-4)
+    assert_valid(result, whole.upper)
+
+
+def test_many_workers_share_a_search() -> None:
+    problem = hard(40, seed=3, ridge=1e-3)
+    one = branch_and_bound(problem, options=TreeOptions(time_limit=20.0))
+    two = branch_and_bound(problem, options=TreeOptions(time_limit=20.0, workers=2))
+    low, high = max(one.lower, two.lower), min(one.upper, two.upper)
+    assert low <= high * (1 + 1e-9)
+    if one.status is two.status is Status.OPTIMAL:
+        assert one.upper == pytest.approx(two.upper, rel=2e-4)
+
+
+def test_start_is_never_made_worse() -> None:
+    problem = hard()
+    start = solve(problem, "relax_round")
+    result = branch_and_bound(problem, start=start, options=TreeOptions(node_limit=1))
+    assert result.upper <= start.objective
+
+
+def test_resume_continues(tmp_path: Path, whole: TreeResult) -> None:
+    path = tmp_path / "tree.npz"
+    first = branch_and_bound(hard(), options=TreeOptions(node_limit=4, checkpoint=path))
+    assert path.exists() and not list(tmp_path.glob("*.part"))
+    again = TreeOptions(checkpoint=path, resume=True)
+    result = branch_and_bound(hard(), options=again)
+    assert result.status is Status.OPTIMAL
+    assert result.nodes > first.nodes
+    assert result.upper == pytest.approx(whole.upper, rel=2e-4)
+    with pytest.raises(DataError, match="another problem"):
+        branch_and_bound(hard(seed=2), options=again)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="not a readable checkpoint"):
+        branch_and_bound(hard(), options=again)
+
+
+def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ProblemError, match="workers=1"):
+        TreeOptions(proof=True, workers=2)
+    with pytest.raises(ProblemError, match="resume needs"):
+        TreeOptions(resume=True)
+
+
+@pytest.mark.parametrize("seed", range(0, 90, 3))
+def test_awkward_data(seed: int) -> None:
+    problem = awkward_problem(seed)
+    try:
+        optimum = enumerate_optimum(problem).objective
+    except CurvatureError:
+        pytest.skip("the enumeration's own factorisation fails on these data")
+    result = branch_and_bound(problem)
+    slack = 1e-11 * (problem.prune_all + abs(problem.dense_minimum))
+    assert result.solution.is_feasible
+    assert result.lower <= optimum + slack
+    assert result.upper >= optimum - slack
+    if result.status is Status.OPTIMAL:
+        allowed = 1.001e-4 * (optimum - problem.dense_minimum) + slack
+        assert result.upper - optimum <= allowed
+
+
+# -- proofs ------------------------------------------------------------------------------------
+
+
+class Replay:
+    """A plain check of a log: its tree, and each bound from its witness."""
+
+    def __init__(self, problem: Problem, proof: TreeProof) -> None:
+        self.q, self.proof, self.family = Quadratic.of(problem), proof, problem.supports
+        self.cutoff = proof.cutoff - 1e-12 * abs(self.q.const)
+
+    def bound(self, row: int, state: np.ndarray) -> float:
+        v, d = self.proof.witnesses[row], self.proof.splits[row]
+        here = np.flatnonzero(d > 0.0)
+        assert (d[state != 0] > 0.0).all()
+        Q = self.q.H[np.ix_(here, here)] - np.diag(d[here])
+        np.linalg.cholesky(Q)
+        image = Q @ v[here]
+        s = np.zeros(len(d))
+        s[here] = (self.q.b[here] - image) ** 2 / (2.0 * d[here])
+        scores = np.where(state == 1, 2.0 * s.sum() + 1.0, np.where(state == 0, 0.0, s))
+        mask = self.family.best_support(torch.from_numpy(scores)).numpy() & (state != 0)
+        if not mask[state == 1].all():
+            return np.inf
+        return self.q.const - 0.5 * float(v[here] @ image) - float(s[mask].sum())
+
+    def holds(self, state: np.ndarray) -> bool:
+        return self.family.contains(torch.from_numpy(state == 1))
+
+    def check(self) -> int:
+        proof, states, leaves = self.proof, [], 0
+        children: list[list[int]] = [[] for _ in range(proof.steps)]
+        for step in range(proof.steps):
+            state = np.full(self.q.size, -1)
+            if step:
+                parent = proof.parent[step]
+                assert 0 <= parent < step
+                children[parent].append(int(proof.side[step]))
+                state = states[parent].copy()
+                if proof.side[step] >= 0:
+                    assert state[proof.branch[parent]] == -1
+                    state[proof.branch[parent]] = proof.side[step]
+            row, after = int(proof.witness_row[step]), state.copy()
+            for k in np.flatnonzero(proof.fix_step == step):
+                j, value = proof.fix_index[k], proof.fix_value[k]
+                against = state.copy()
+                against[j] = 1 - value
+                empty = not self.holds(against)
+                assert empty or self.bound(row, against) >= self.cutoff
+                after[j] = value
+            states.append(after)
+        for step, sides in enumerate(children):
+            if proof.branch[step] >= 0:
+                assert sorted(sides) == [0, 1]
+            elif sides:
+                assert sides == [-1]
+            else:
+                leaves += 1
+                row = int(proof.witness_row[step])
+                empty = not self.holds(states[step])
+                assert empty or self.bound(row, states[step]) >= self.cutoff
+        return leaves
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "nothing"])
+def test_proofs_replay(family: str) -> None:
+    problem = make_problem("low_rank", family, p=12, seed=3, ridge=1e-2)
+    result = branch_and_bound(problem, options=TreeOptions(proof=True))
+    assert result.proof is not None
+    Replay(problem, result.proof).check()
+    assert result.proof.cutoff >= result.upper * (1 - 1.01e-4) - 1e-9
+    assert isinstance(problem.supports, Budget | PairBudget)
+
+
+def test_a_larger_proof_replays() -> None:
+    problem = hard()
+    result = branch_and_bound(problem, options=TreeOptions(proof=True))
+    assert result.proof is not None
+    assert Replay(problem, result.proof).check() > 5
+    assert result.proof.cutoff >= result.upper * (1 - 1.01e-4)
+
+
+def test_an_unfinished_search_has_no_proof() -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(proof=True, node_limit=2))
+    assert result.proof is None
