@@ -152,7 +152,7 @@ def test_splits_never_hurt(form: str) -> None:
     for seed in range(2):
         problem = make_problem(form, "cardinality", seed=seed)
         with_splits, without = dual_bound(problem), dual_bound(problem, splits="none")
-        assert with_splits.value >= without.value
+        assert with_splits.value >= without.value - 1e-9 * abs(without.value)
         assert without.stats["split"] == "none"
 
 

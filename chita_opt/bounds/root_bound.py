@@ -38,8 +38,9 @@ def dual_bound(
     start : Solution or Bound, optional
         Warm start; any solution of the problem, or an earlier bound.
     tol : float
-        Stop when the proximal value is within ``tol`` of the bound, relative to the bound (to the
-        magnitude tail where a linear term is present).
+        Stop when the proximal value is within ``tol`` of the bound, relative to the objective of
+        ``start`` if that is a Solution, else to the bound (to the magnitude tail where a linear
+        term is present).
     target_gap : float, optional
         Stop as soon as the relative gap to ``start``'s objective is this small.
     time_limit : float, optional
@@ -193,6 +194,8 @@ def ascend(
     tail = float((0.5 * problem.rho * problem.scores)[~supports.best_support(
         0.5 * problem.rho * problem.scores)].sum())  # fmt: skip
     scale = tail if bool(problem.g.any()) else 0.0
+    if isinstance(start, Solution) and not scale:
+        scale = start.objective  # what the gap will be relative to
     z = supports.best_support((part.rho * part.w_bar - part.g).square() / part.rho).double()
     r = None
     if isinstance(start, Solution) and "z" in start.warm:

@@ -153,7 +153,11 @@ def _block_candidates(problem: Problem) -> dict[str, Tensor]:
     names = dict.fromkeys(name for f in found for name in f)
     zeros = [torch.zeros(b.size, dtype=torch.float64, device=b.device) for b in curvature.blocks]
     pairs = list(zip(found, zeros, strict=True))
-    return {name: torch.cat([_nearest(f, name, zero) for f, zero in pairs]) for name in names}
+    joined = {name: torch.cat([_nearest(f, name, zero) for f, zero in pairs]) for name in names}
+    if {"conditional", "half_ridge"} <= set(joined):
+        if torch.equal(joined["conditional"], joined["half_ridge"]):
+            del joined["half_ridge"]
+    return joined
 
 
 def _nearest(found: dict[str, Tensor], name: str, zero: Tensor) -> Tensor:
