@@ -15,6 +15,7 @@ from chita_opt.exact import (
     TreeResult,
     branch_and_bound,
     enumerate_optimum,
+    parallel,
 )
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.quadratic import Quadratic
@@ -96,14 +97,17 @@ def test_memory_limit_goes_depth_first(whole: TreeResult) -> None:
     assert_valid(result, whole.upper)
 
 
-def test_workers_agree(whole: TreeResult) -> None:
+def test_workers_agree(whole: TreeResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_ALONE", 0.0)
+    monkeypatch.setattr(parallel, "_WARM_UP", 2)
     result = branch_and_bound(hard(), options=TreeOptions(workers=2))
     assert result.status is Status.OPTIMAL
     assert result.upper == pytest.approx(whole.upper, rel=2e-4)
     assert_valid(result, whole.upper)
 
 
-def test_many_workers_share_a_search() -> None:
+def test_many_workers_share_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_ALONE", 0.0)
     problem = hard(40, seed=3, ridge=1e-3)
     one = branch_and_bound(problem, options=TreeOptions(time_limit=20.0))
     two = branch_and_bound(problem, options=TreeOptions(time_limit=20.0, workers=2))

@@ -29,6 +29,7 @@ from chita_opt.supports.base import Array
 _WARM_UP = 8  # open nodes per worker before the first round
 _HANDED = 16  # nodes per worker and round
 _ROUND = 1.0  # seconds
+_ALONE = 5.0  # seconds before processes are started: they take about as long to import torch
 _RETURNED = 40  # supports that a worker proposes, at most
 
 
@@ -101,7 +102,10 @@ def run_parallel(
         between()
         return clock.expired or (limit is not None and search.nodes >= limit)
 
-    serial = search.run(lambda: stop() or search.open_nodes >= _WARM_UP * workers)
+    def enough() -> bool:
+        return search.open_nodes >= _WARM_UP * workers and clock.elapsed >= _ALONE
+
+    serial = search.run(lambda: stop() or enough())
     if serial or stop():
         return serial
     with TemporaryDirectory(prefix="chita-opt-") as folder:
