@@ -55,11 +55,12 @@ wheel: $(STAMP)
 	cd / && "$(CURDIR)/.wheel/bin/python" -I "$(CURDIR)/tests/installed_wheel.py"
 	cd / && "$(CURDIR)/.wheel/bin/chita-opt" --version
 
-# the last two need reference data: CHITA_OPT_DATA
+# the last three need reference data: CHITA_OPT_DATA
 bench: $(STAMP)
 	$(BIN)/python benchmarks/small_problems.py
 	$(BIN)/python benchmarks/official_chita.py
 	$(BIN)/python benchmarks/whole_network.py
+	$(BIN)/python benchmarks/formulations.py
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -12,17 +12,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import cvxpy as cp
 import numpy as np
 import pyomo.environ as pyo
+import torch
 from measuring import report
 from reference_data import data_root
 
-from chita_opt.bounds import dual_bound
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
 from chita_opt.exact.outer_approximation_cuts import root_witness
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.formulations import (
-    big_m_miqp,
     optimal_diagonal_relaxation,
     pair_relaxation,
     perspective_relaxation,
@@ -31,6 +31,7 @@ from chita_opt.formulations import (
     strongest_pairs,
     weight_cuts_milp,
 )
+from chita_opt.formulations.factors import factor_matrix
 from chita_opt.formulations.weight_cuts import add_weight_cuts
 from chita_opt.instances import load_instance
 from chita_opt.problem import Problem
@@ -99,21 +100,33 @@ def relaxed(model: Any) -> float:
     return float(pyo.value(model.objective))
 
 
-def kelley(problem: Problem, big_m: Any, split: Any, rounds: int = 60) -> tuple[float, int]:
+def big_m_root(problem: Problem, big_m: Any) -> float:
+    """Continuous relaxation of big-M by Clarabel: HiGHS's quadratic solver fails on some."""
+    G, h = problem.supports.rows()
+    F = factor_matrix(problem.curvature.factor())
+    w_bar, g, rho = (v.numpy() for v in (problem.w_bar, problem.g, problem.rho))
+    w, z = cp.Variable(problem.p), cp.Variable(problem.p)
+    x = w - w_bar
+    value = 0.5 * cp.sum_squares(F @ x) + g @ x + 0.5 * rho @ x**2
+    rows = [cp.abs(w) <= cp.multiply(big_m.numpy(), z), G @ z <= h, z <= 1.0]
+    return float(cp.Problem(cp.Minimize(value), rows).solve(solver="CLARABEL"))
+
+
+def kelley(problem: Problem, big_m: Any, split: Any, rounds: int = 150) -> tuple[float, int]:
     """Continuous relaxation of the weight cuts, tangents added at its own optima; bound, cuts."""
     model = weight_cuts_milp(problem, big_m, [problem.w_bar], split=split)
     pyo.TransformationFactory("core.relax_integer_vars").apply_to(model)
-    import torch
-
-    value = -np.inf
+    value, stalled = -np.inf, 0
     for _ in range(rounds):
         pyo.SolverFactory("appsi_highs").solve(model)
         new = float(pyo.value(model.objective))
-        if new <= value + 1e-4 * abs(new):
-            break
+        stalled = stalled + 1 if new <= value + 1e-4 * abs(new) else 0
         value = new
-        w = [model.w[j].value / max(model.z[j].value, 1e-3) for j in model.J]
-        add_weight_cuts(model, problem, torch.tensor(w), split=split)
+        if stalled == 10:
+            break
+        w = torch.tensor([model.w[j].value for j in model.J], dtype=torch.float64)
+        z = torch.tensor([max(model.z[j].value, 1e-3) for j in model.J], dtype=torch.float64)
+        add_weight_cuts(model, problem, w, ratio=w / z, split=split)
     return value, len(model.cuts)
 
 
@@ -131,17 +144,16 @@ def roots(case: Case) -> list[dict[str, Any]]:
     scale = 0.01 * problem.prune_all  # solvers' tolerances are absolute
     scaled = load_scaled(problem, scale)
     big_m = proven_big_m(problem, best.upper)
-    z = np.clip(dual_bound(problem).z.numpy(), 0.01, 0.99)
-    witness = root_witness(scaled, Quadratic.of(scaled), z)
+    witness = root_witness(scaled, Quadratic.of(scaled), best.upper / scale)
     split = None if witness is None else witness.split
     pairs = strongest_pairs(scaled, 2 * problem.p)
     lines: list[tuple[str, Callable[[], Any]]] = [
-        ("big-M", lambda: relaxed(big_m_miqp(scaled, big_m))),
+        ("big-M", lambda: big_m_root(scaled, big_m)),
         ("removal saliencies", lambda: saliency(scaled, big_m)),
         ("perspective", lambda: conic(perspective_relaxation(scaled))),
-        ("perspective, one split", lambda: conic(perspective_relaxation(scaled, split=split))),
+        ("perspective, best split", lambda: conic(perspective_relaxation(scaled, split=split))),
         ("weight cuts", lambda: kelley(scaled, big_m, None)),
-        ("weight cuts, one split", lambda: kelley(scaled, big_m, split)),
+        ("weight cuts, best split", lambda: kelley(scaled, big_m, split)),
         ("optimal diagonal", lambda: conic(optimal_diagonal_relaxation(scaled))),
         ("and 2p pairs", lambda: conic(pair_relaxation(scaled, pairs))),
         ("one dual cut", lambda: best.bound.value / scale if best.bound else np.nan),

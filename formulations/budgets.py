@@ -14,8 +14,8 @@ weights; the widths are chosen under a budget K of kept weights:
     & \sum_{i\in\text{block}}z^B_i\le y_{rB}\quad\text{for all blocks of width B of row r},\\
     & \sum_r\sum_B\tfrac{n}{B}\,y_{rB}\le K,\qquad y\in\{0,1\},\ z^B\ge0
 
-z (p,) indicators, y (rows, widths) choices, z^B (p,) the part of z that width B pays for; n columns.
-For one row this extended form is ideal: its continuous relaxation is the convex hull.
+z (p,) indicators, y (rows, widths) choices, z^B (p,) the part of z that width B pays for; n
+columns. For one row this extended form is ideal: its continuous relaxation is the convex hull.
 
 Size: rows·widths binaries and p·widths continuous variables; p rows of z, one row for every block
 of every width, one for every matrix row, and the budget.

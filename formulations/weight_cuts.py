@@ -83,20 +83,26 @@ def weight_cuts_milp(
 
 
 def add_weight_cuts(
-    model: pyo.ConcreteModel, problem: Problem, point: Tensor, *, split: Tensor | None = None
+    model: pyo.ConcreteModel,
+    problem: Problem,
+    point: Tensor,
+    *,
+    ratio: Tensor | None = None,
+    split: Tensor | None = None,
 ) -> list[pyo.Constraint]:
     """Add the tangents at ``point`` (p,) and return them, for persistent solvers.
 
-    ``problem`` and ``split`` must be those that the model was built from.
+    The tangents of the squares are taken at ``ratio`` (p,), w / z at a fractional z, or at the
+    point itself. ``problem`` and ``split`` must be those that the model was built from.
     """
     base = problem if split is None else split_problem(problem, split)
     x = point - problem.w_bar
     slope = base.curvature.product(x)
     energy = 0.5 * float(x @ slope)
-    grad, at, w_bar = slope.tolist(), point.tolist(), problem.w_bar.tolist()
+    grad, w_bar = slope.tolist(), problem.w_bar.tolist()
     linear = sum(g * (model.w[j] - w_bar[j]) for j, g in enumerate(grad))
     new = [model.cuts.add(model.t >= linear - energy)]
-    for j, a in enumerate(at):
+    for j, a in enumerate((point if ratio is None else ratio).tolist()):
         if a != 0.0:
             new.append(model.cuts.add(model.s[j] >= 2.0 * a * model.w[j] - a * a * model.z[j]))
     return new

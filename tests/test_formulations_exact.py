@@ -304,3 +304,18 @@ def test_the_cones_relax_to_the_perspective() -> None:
         model.r[i].set_value(entry)
     assert pyo.value(model.objective) == pytest.approx(value, rel=1e-6)
     assert violation(model) <= 1e-5 * size_of(problem)
+
+
+def test_weight_cuts_at_fractional_points_approach_the_perspective() -> None:
+    """Kelley's method: tangents of Q at w and of the perspective at w / z."""
+    problem = make_problem("dense", "cardinality", p=6)
+    target = perspective_relaxation(problem).model.solve(solver="CLARABEL")
+    model = weight_cuts_milp(problem, M, [problem.w_bar])
+    pyo.TransformationFactory("core.relax_integer_vars").apply_to(model)
+    for _ in range(60):
+        value = solved(model)
+        assert value <= target + 1e-5 * size_of(problem)
+        w = torch.tensor([model.w[j].value for j in range(6)], dtype=torch.float64)
+        z = torch.tensor([max(model.z[j].value, 1e-3) for j in range(6)], dtype=torch.float64)
+        add_weight_cuts(model, problem, w, ratio=w / z)
+    assert value == pytest.approx(target, abs=2e-3 * size_of(problem))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from torch import Tensor
 
 from chita_opt.bounds import dual_bound
@@ -109,8 +108,7 @@ def _material(problem: Problem, model: str) -> Material:
     incumbent = solve(problem, time_limit=_HEURISTIC_SECONDS)
     split = None
     if model in ("perspective", "weight-cuts"):
-        z = np.clip(incumbent.mask.double().cpu().numpy(), 0.02, 0.98)
-        witness = root_witness(problem, Quadratic.of(problem), z)
+        witness = root_witness(problem, Quadratic.of(problem), incumbent.objective)
         split = None if witness is None else witness.split
     return Material(problem, incumbent, split)
 

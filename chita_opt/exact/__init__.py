@@ -3,6 +3,7 @@
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.branch_and_bound import branch_and_bound
 from chita_opt.exact.enumerate import Enumeration, enumerate_optimum, enumerate_supports
+from chita_opt.exact.mip_solver import SolverResult, solve_with
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
 from chita_opt.exact.path import KPath, k_path
@@ -13,6 +14,7 @@ __all__ = [
     "HistoryRow",
     "KPath",
     "OuterApproximation",
+    "SolverResult",
     "TreeOptions",
     "TreeProof",
     "TreeResult",
@@ -22,5 +24,6 @@ __all__ = [
     "k_path",
     "outer_approximation",
     "solve_blocks",
+    "solve_with",
     "split_into_blocks",
 ]

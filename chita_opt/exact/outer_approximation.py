@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from threadpoolctl import threadpool_limits
+
 from chita_opt.errors import ProblemError
 from chita_opt.exact.outer_approximation_result import OuterApproximation
 from chita_opt.exact.outer_approximation_search import Search
@@ -78,14 +80,16 @@ def outer_approximation(
         )
     if not 0.0 <= gap < 1.0:
         raise ProblemError(f"gap is {gap}; give a relative gap in [0, 1)")
-    search = Search(problem, Clock(time_limit), gap, side_constraints)
-    status = Status.ITERATION_LIMIT
-    try:
-        search.prepare(start)
-        status = search.run(round_limit)
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    return search.result(status)
+    # hundreds of small factorisations: threads cost more than they bring
+    with threadpool_limits(limits=1, user_api="blas"):
+        search = Search(problem, Clock(time_limit), gap, side_constraints)
+        status = Status.ITERATION_LIMIT
+        try:
+            search.prepare(start)
+            status = search.run(round_limit)
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        return search.result(status)
 
 
 __all__ = ["OuterApproximation", "outer_approximation"]

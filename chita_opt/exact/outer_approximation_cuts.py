@@ -14,6 +14,9 @@ from scipy.linalg import lapack
 
 from chita_opt.bounds import Bound, dual_point, safe_split
 from chita_opt.curvature import Dense, LowRank
+from chita_opt.exact.allowed import allowed
+from chita_opt.exact.bounding import AscentOptions, NodeBound
+from chita_opt.exact.node import root_node
 from chita_opt.exact.outer_approximation_split import split_at, weights_at
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.formulations.dual_cuts import DualCut
@@ -22,6 +25,7 @@ from chita_opt.supports.base import Array
 
 _EPS = float(np.finfo(np.float64).eps)
 _TINY = 1e-9  # split of weights fixed in, relative to their diagonal
+_LONG = AscentOptions(enough=1e-3)  # to the optimum of the relaxation, for all practical purposes
 _EDGE = 1e-3  # how far from 0 and 1 indicators stay where a split is chosen
 
 
@@ -99,19 +103,33 @@ class CutMaker:
         return DualCut(q.const - 0.5 * float(v @ image) - lost, slopes)
 
 
-def root_witness(problem: Problem, quadratic: Quadratic, z: Array) -> Bound | None:
-    """The highest cut at z with nothing fixed, as a witness that ``dual_point`` re-evaluates.
+def root_witness(problem: Problem, quadratic: Quadratic, upper: float) -> Bound | None:
+    """The bound of the best split with nothing fixed, as a witness that ``dual_point`` takes.
 
-    None for curvature whose rows or blocks must share a split, and where none is proven.
+    ``upper`` is an incumbent's value, the unit of the ascent's tolerances. None for curvature whose
+    rows or blocks must share a split, and where none is proven.
     """
     if not isinstance(problem.curvature, LowRank | Dense):
         return None
-    maker = CutMaker(quadratic, np.full(quadratic.size, FREE, dtype=np.int8))
-    d = maker.sharp_split(z)
-    if d is None:
+    family = allowed(problem.supports)
+    node = root_node(problem.p, family.row_count)
+    node.state[quadratic.H.diagonal() <= 0.0] = OUT
+    if not family.propagate(node.state) or family.everything(node.state):
         return None
-    image = torch.from_numpy(maker.weights(z, d)) - problem.w_bar
-    split = safe_split(problem.curvature, torch.from_numpy(d) - problem.rho)
+    free = np.flatnonzero(node.state == FREE)
+    bound = NodeBound(quadratic, node, family.restrict(node.state, free), free, _LONG)
+    if bound.ascent is None:
+        return None
+    increase = max(upper - problem.dense_minimum, 1e-12 * abs(upper))
+    d, v = bound.ascend(upper + increase, increase)
+    maker = CutMaker(quadratic, np.full(quadratic.size, FREE, dtype=np.int8))
+    full, w = np.full(quadratic.size, float(d.min())), np.zeros(quadratic.size)
+    full[free], w[free] = d, v
+    proven = maker.proven(full)
+    if proven is None:
+        return None
+    split = safe_split(problem.curvature, torch.from_numpy(proven) - problem.rho)
     if split is None or not float((problem.rho + split).min()) > 0.0:
         return None
+    image = torch.from_numpy(w) - problem.w_bar
     return Bound(dual_point(problem, image, split).value, image, split, "dual")

@@ -169,7 +169,7 @@ class Search:
         span = self.problem.prune_all - self.floor
         self.scale = max(self.ceiling - self.floor, 1e-9 * span) or 1.0
         self.reduce()
-        self.bound = root_witness(self.problem, self.quadratic, self.node.z)
+        self.bound = root_witness(self.problem, self.quadratic, self.ceiling)
         if self.bound is not None:
             self.raise_proven(min(self.bound.value, self.target))
         if not self.solvable and not self.closed:
