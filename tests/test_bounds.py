@@ -251,7 +251,11 @@ def test_warm_starts_reach_the_same_bound(form: str, family: str) -> None:
     cold = dual_bound(problem, tol=1e-6, splits="none")
     starts: list[Solution | Bound] = [solve(problem, "magnitude"), solve(problem), cold]
     for start in starts:
-        same(dual_bound(problem, start=start, tol=1e-6, splits="none"), cold, problem)
+        warm = dual_bound(problem, start=start, tol=1e-6, splits="none")
+        left = 6e-4 * (start.objective - cold.value) if isinstance(start, Solution) else 0.0
+        assert warm.value >= cold.value - left - 1e-5 * abs(cold.value)
+        close = dual_bound(problem, start=start, tol=1e-7, splits="none")
+        same(close, cold, problem, 2e-4)
 
 
 class OracleOnly(Budget):

@@ -32,6 +32,12 @@ from chita_opt.supports.base import SmoothedMaximum
 # A proximal problem is solved until the Newton decrement is this share of what is left to gain:
 # more digits there would be lost again when the smoothing shrinks.
 _ENOUGH = 0.5
+# The smoothing shrinks by this at most. Where Newton's steps fail it was too fast: the smoothing
+# grows, the centre stays, and from then on the pace is slower.
+_WORTH = 600.0  # in units of tol, the share of the gap to a known objective that is left alone
+_FASTEST = 0.1
+_GROWTH = 3.0
+_EASY = 3  # Newton steps of a proximal problem that allow the full pace
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,28 @@ class RelaxationOptions:
     smoothing : float
         First proximal weight, as a share of the gain at the family's threshold; less than 1 when
         the start is already close.
+    incumbent : float
+        A known objective: what is left to gain may also be a small share of the gap to it.
     slack : float
         The Newton decrement at which ``tol`` counts as reached, in units of ``tol * scale``.
     """
 
     tol: float = 3e-5
     target: float = float("inf")
-    max_outer: int = 40
-    max_inner: int = 6
+    max_outer: int = 80
+    max_inner: int = 20
     memory_limit: float = 4e9
     smoothing: float = 1.0
     slack: float = 1.0
+    incumbent: float = float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class StartPoint:
+    """Indicators to ascend from, and a dual point where one is known."""
+
+    z: Tensor
+    r: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -141,18 +158,18 @@ def maximise_dual(
     scale: float,
     options: RelaxationOptions,
     clock: Clock,
-    z: Tensor,
-    r: Tensor | None = None,
+    start: StartPoint,
     on_point: Callable[[Tensor, float], object] | None = None,
 ) -> RelaxationState:
-    """Ascend from indicators ``z`` (and a dual point ``r``, if one is known).
+    """Ascend from a start.
 
     ``scale`` is the size that ``options.tol`` is relative to, or 0 to take the bound itself. The
     returned state holds the best dual point; an interrupt (Ctrl-C) ends the ascent and keeps it.
-    If ``z`` is a mask, ``on_point(w, objective)`` is told the minimiser on it.
+    If the start is a mask alone, ``on_point(w, objective)`` is told the minimiser on it.
     """
     system = newton_system(factor, options.memory_limit)
     dual = _Dual(factor, part, supports, factor.forward(part.w_bar), _constant(part))
+    z, r = start.z, start.r
     if r is None:
         r = _solve_at(dual, system, z)
     c = dual.pull(r)
@@ -184,32 +201,45 @@ class _Ascent:
 
     def ascend(self) -> None:
         """Move the centre and shrink the smoothing until done; Ctrl-C keeps the state."""
+        pace = _FASTEST
         try:
             for _ in range(self.options.max_outer):
-                shortest = self._newton_steps()
+                solved, shortest, steps = self._newton_steps()
                 if self.state.stopped != "steps":
                     return
-                self.prox.centre = self.state.z
-                self.prox.epsilon = self.prox.epsilon * _shrink(shortest)
+                if solved:  # a proximal step from a half-solved problem can lose more than it wins
+                    self.prox.centre = self.state.z
+                    self.prox.epsilon = self.prox.epsilon * _shrink(pace, shortest, steps)
+                    pace = max(pace**1.1, _FASTEST) if steps <= _EASY else pace
+                else:
+                    self.prox.epsilon = self.prox.epsilon * _GROWTH
+                    pace = pace**0.6
         except KeyboardInterrupt:
             self.state.stopped = "interrupt"
 
-    def _newton_steps(self) -> float:
-        """Up to ``max_inner`` damped Newton steps on one proximal problem; the shortest taken."""
-        state, shortest = self.state, 1.0
+    def _newton_steps(self) -> tuple[bool, float, int]:
+        """Damped Newton steps on one proximal problem: whether it is solved, shortest, number."""
+        state, shortest, solved, count = self.state, 1.0, False, 0
         value, inner = self.prox.evaluate(self.dual, state.r, state.c)
-        for _ in range(self.options.max_inner):
+        while not solved and shortest > 0.0 and count < self.options.max_inner:
             direction, slope = self._direction(inner)
             step, value, inner = self._line_search(direction, slope, value)
-            shortest = min(shortest, step)
+            shortest, count = min(shortest, step), count + 1
             self._record(value)
-            small = self.options.tol * (self.scale or abs(state.best))
-            if self._finished(slope, small) or step == 0.0:
+            small = self._small()
+            if self._finished(slope, small):
                 break
-            if slope < _ENOUGH * max(value - state.best, small):
-                break
+            solved = slope < _ENOUGH * max(value - state.best, small)
         state.z, self.prox.warm = inner.z, inner.multipliers
-        return shortest
+        return solved, shortest, count
+
+    def _small(self) -> float:
+        """What is not worth another step."""
+        small, incumbent = self.options.tol * (self.scale or abs(self.state.best)), 0.0
+        if self.options.incumbent < float("inf"):
+            share = min(_WORTH * self.options.tol, 0.02)
+            incumbent = share * (self.options.incumbent - self.state.best)
+        return max(small, incumbent)
 
     def _direction(self, inner: SmoothedMaximum) -> tuple[Tensor, float]:
         """Newton direction of the smoothed dual and its slope."""
@@ -260,11 +290,11 @@ class _Ascent:
         return state.stopped != "steps"
 
 
-def _shrink(shortest: float) -> float:
-    """Full steps allow a tenth of the smoothing, shortened ones less; without a step it grows."""
-    if shortest == 0.0:
-        return 10.0  # too stiff for the line search: the same problem again would stall for good
-    return 0.1 if shortest >= 0.99 else 0.1**0.5 if shortest >= 0.24 else 1.0
+def _shrink(pace: float, shortest: float, steps: int) -> float:
+    """The pace after an easy problem, its root after a harder one, nothing after a hard one."""
+    if shortest >= 0.99 or steps <= _EASY:
+        return pace
+    return pace**0.5 if shortest >= 0.24 or steps <= 8 else 1.0
 
 
 def _constant(part: SeparablePart) -> float:

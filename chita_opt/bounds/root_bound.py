@@ -9,7 +9,12 @@ from torch import Tensor
 
 from chita_opt.bounds.dual import Bound, check_ridge, dual_point, trivial_bound
 from chita_opt.bounds.oracle_ascent import oracle_ascent
-from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
+from chita_opt.bounds.relaxation import (
+    RelaxationOptions,
+    RelaxationState,
+    StartPoint,
+    maximise_dual,
+)
 from chita_opt.bounds.splits import candidate_splits, less_diagonal, safe_split, split_problem
 from chita_opt.errors import ProblemError
 from chita_opt.problem import Problem
@@ -40,7 +45,8 @@ def dual_bound(
     tol : float
         Stop when the proximal value is within ``tol`` of the bound, relative to the objective of
         ``start`` if that is a Solution, else to the bound (to the magnitude tail where a linear
-        term is present).
+        term is present). With a Solution, also when a share ``600 tol`` of the gap to it
+        (at most a fiftieth) is left to gain.
     target_gap : float, optional
         Stop as soon as the relative gap to ``start``'s objective is this small.
     time_limit : float, optional
@@ -67,7 +73,12 @@ def dual_bound(
         raise ProblemError(f"tol is {tol}; it must be positive")
     clock = Clock(time_limit)
     target = _target(problem, start, target_gap)
-    options = RelaxationOptions(tol=tol, target=target, memory_limit=memory_limit)
+    options = RelaxationOptions(
+        tol=tol,
+        target=target,
+        memory_limit=memory_limit,
+        incumbent=start.objective if isinstance(start, Solution) else float("inf"),
+    )
     candidates = candidate_splits(problem) if splits == "auto" else {}
     has_ridge = float(problem.rho.min()) > 0.0
     if has_ridge and not _dominated(candidates):
@@ -211,8 +222,9 @@ def ascend(
         mask = supports.best_support(z)
         return oracle_ascent(factor, part, supports, scale=scale, options=options, clock=clock,
                              z=mask.double())  # fmt: skip
+    begin = StartPoint(z, r)
     return maximise_dual(
-        factor, part, supports, scale=scale, options=options, clock=clock, z=z, r=r
+        factor, part, supports, scale=scale, options=options, clock=clock, start=begin
     )
 
 

@@ -68,21 +68,36 @@ class Incumbent:
         """The solution, its weights solved exactly on the incumbent's support.
 
         The exact solve replaces the incumbent's weights only where its recomputed objective is
-        lower. ``solver`` is an exact solver already at hand for that support.
+        lower. ``solver`` is an exact solver already at hand for that support. After Ctrl-C the
+        weights at hand are returned as they are; a second one ends it.
         """
-        w, value = self.w, self.value
-        if backsolve and not (self.interrupted and solver is None and self.clock.expired):
-            with self.until_interrupt():  # Ctrl-C here keeps the weights at hand
-                w, value = self._solved_exactly(w, value, solver)
+        notes = (dict(stats or {}), dict(warm or {}))
+        try:
+            w, value = self.w, self.value
+            if backsolve and not (self.interrupted and solver is None and self.clock.expired):
+                with self.until_interrupt():  # Ctrl-C here keeps the weights at hand
+                    w, value = self._solved_exactly(w, value, solver)
+            return self._solution(w, value, method, status, notes)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return self._solution(self.w, self.value, method, status, notes)
+
+    def _solution(
+        self,
+        w: Tensor,
+        value: float,
+        method: str,
+        status: Status,
+        notes: tuple[Mapping[str, object], Mapping[str, Tensor]],
+    ) -> Solution:
         if self.interrupted:
             status = Status.INTERRUPTED
         elif self.clock.expired and status is not Status.FEASIBLE:
             status = Status.TIME_LIMIT
         self.clock.record(value)
         return Solution(
-            self.problem, w, method, status, self.clock.elapsed, self.clock.trace,
-            dict(stats or {}), dict(warm or {}),
-        )  # fmt: skip
+            self.problem, w, method, status, self.clock.elapsed, self.clock.trace, *notes
+        )
 
     def _solved_exactly(
         self, w: Tensor, value: float, solver: SupportSolver | None

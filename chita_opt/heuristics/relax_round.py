@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from chita_opt.bounds.newton import SampleSpaceNewton
-from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState, maximise_dual
+from chita_opt.bounds.relaxation import (
+    RelaxationOptions,
+    RelaxationState,
+    StartPoint,
+    maximise_dual,
+)
 from chita_opt.curvature import LowRank, SupportSolver
 from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
@@ -179,8 +184,7 @@ def _relax(
             tol=options.tol, slack=options.slack, memory_limit=options.memory_limit
         ),
         clock=Clock(best.clock.remaining),
-        z=mask.double(),
-        r=r,
+        start=StartPoint(mask.double(), r),
         on_point=None if r is not None else best.offer,
     )
 
