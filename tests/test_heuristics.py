@@ -463,7 +463,7 @@ def test_thorough_is_never_far_behind_fast() -> None:
     for seed in (1, 2, 3):
         problem = medium(seed)
         fast, thorough = (solve(problem, effort=e).objective for e in ("fast", "thorough"))
-        assert thorough <= fast * (1.0 + 1e-3)
+        assert thorough <= fast * (1.0 + 1e-2)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6])

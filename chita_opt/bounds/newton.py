@@ -33,6 +33,7 @@ Map = Callable[[Tensor], Tensor]
 # Change of z / d, relative to its largest value, that may wait: in a Newton step M only steers a
 # direction that is searched exactly.
 _STALE = 0.1
+_DIRECTION = 1e-4  # residual of a Newton direction, which is searched exactly
 _SAFE_SINGLE = 1e6  # trace of the centred part up to which float32 products are accurate enough
 
 
@@ -107,13 +108,15 @@ class SampleSpaceNewton(NewtonSystem):
         self.single = factor.columns.dtype == torch.float32
         self.system: SampleSystem | None = None
         self.columns_read = 0
+        self.accuracy = 1e-11
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
         """Update the Gram matrix of the settled weights, add the free ones, factor."""
         if free is None or not len(free.index):
             self._update(weights, 1e-12, None)
-            self.system = self._system(None)
+            self.system, self.accuracy = self._system(None), 1e-11
             return True
+        self.accuracy = _DIRECTION
         bend = free.stiffness * free.slope.square()
         rest = weights[free.index] - self.held[free.index]
         waits = rest > -_STALE * bend  # their share of the Gram matrix goes with the free part
@@ -130,7 +133,7 @@ class SampleSpaceNewton(NewtonSystem):
     def solve(self, rhs: Tensor) -> Tensor:
         """Two triangular solves, refined where the factor is float32."""
         assert self.system is not None
-        return self.system.solve(rhs)
+        return self.system.solve(rhs, tol=self.accuracy)
 
     def _system(self, rows: Tensor | None) -> SampleSystem:
         M = self.gram.clone() if rows is None else self.gram + symmetric_product(rows)

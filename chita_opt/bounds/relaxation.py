@@ -29,9 +29,6 @@ from chita_opt.solution import Clock
 from chita_opt.supports import SupportFamily
 from chita_opt.supports.base import SmoothedMaximum
 
-# A proximal problem is solved until the Newton decrement is this share of what is left to gain:
-# more digits there would be lost again when the smoothing shrinks.
-_ENOUGH = 0.5
 # The smoothing shrinks by this at most. Where Newton's steps fail it was too fast: the smoothing
 # grows, the centre stays, and from then on the pace is slower.
 _WORTH = 600.0  # in units of tol, the share of the gap to a known objective that is left alone
@@ -59,6 +56,9 @@ class RelaxationOptions:
         the start is already close.
     incumbent : float
         A known objective: what is left to gain may also be a small share of the gap to it.
+    enough : float
+        A proximal problem counts as solved when the Newton decrement is this share of what is left
+        to gain: more digits there would be lost again when the smoothing shrinks.
     slack : float
         The Newton decrement at which ``tol`` counts as reached, in units of ``tol * scale``.
     """
@@ -71,6 +71,7 @@ class RelaxationOptions:
     smoothing: float = 1.0
     slack: float = 1.0
     incumbent: float = float("inf")
+    enough: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +230,7 @@ class _Ascent:
             small = self._small()
             if self._finished(slope, small):
                 break
-            solved = slope < _ENOUGH * max(value - state.best, small)
+            solved = slope < self.options.enough * max(value - state.best, small)
         state.z, self.prox.warm = inner.z, inner.multipliers
         return solved, shortest, count
 

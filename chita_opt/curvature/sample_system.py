@@ -45,12 +45,12 @@ class SampleSystem:
         """Whether the factor in use is float32."""
         return self._factor.dtype == torch.float32
 
-    def solve(self, rhs: Tensor) -> Tensor:
-        """``M^-1 rhs`` for a vector, float64."""
+    def solve(self, rhs: Tensor, *, tol: float = _GOAL) -> Tensor:
+        """``M^-1 rhs`` for a vector, float64; its residual at most ``tol`` of the right side."""
         x = self.precondition(rhs)
         if not self.is_single:
             return x
-        goal = _GOAL * float(rhs.norm())
+        goal = tol * float(rhs.norm())
         last = float("inf")
         for _ in range(_REFINEMENTS):
             residual = rhs - self.M @ x

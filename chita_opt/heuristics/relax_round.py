@@ -30,6 +30,7 @@ from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
+_WIDE = 3  # supports of so many times n leave many weights undecided: less smoothing to start
 _REFIT_STEPS = 8  # of conjugate gradients on the first support
 _REFIT_TOL = 1e-2  # relative decrease of the last step that makes their dual point a good start
 
@@ -47,7 +48,7 @@ class RoundingOptions:
         digits of the value more.
     roundings : int
         Random roundings of the fractional indicators, each improved by exchanges.
-    max_rounds, candidates : int
+    max_rounds, candidates, max_swaps : int
         Of the exchange search.
     swap_tol : float
         Relative decrease that is worth a swap.
@@ -55,18 +56,21 @@ class RoundingOptions:
         Bytes for the relaxation's Newton system.
     """
 
-    tol: float = 5e-2
+    tol: float = 3e-2
     slack: float = 5.0
     roundings: int = 0
     max_rounds: int = 1
-    candidates: int = 300
+    candidates: int = 200
+    max_swaps: int = 60
     swap_tol: float = 1e-5
     memory_limit: float = 4e9
 
 
 FAST = RoundingOptions()
 """An answer mostly within a few tenths of a percent of the best known one."""
-THOROUGH = RoundingOptions(tol=1e-3, slack=1.0, max_rounds=2, candidates=600, swap_tol=1e-6)
+THOROUGH = RoundingOptions(
+    tol=1e-3, slack=1.0, max_rounds=2, candidates=600, max_swaps=2000, swap_tol=1e-6
+)
 """What a certificate deserves, at about twice the time."""
 _EFFORTS = {"fast": FAST, "thorough": THOROUGH}
 
@@ -144,7 +148,10 @@ def _improve(
     fractional = ((state.z > 1e-6) & (state.z < 1.0 - 1e-6)).nonzero().squeeze(1)
     stats["fractional"] = len(fractional)
     search = SearchOptions(
-        candidates=options.candidates, max_rounds=options.max_rounds, tol=options.swap_tol
+        candidates=options.candidates,
+        max_rounds=options.max_rounds,
+        max_swaps=options.max_swaps,
+        tol=options.swap_tol,
     )
     undecided = (state.z[fractional] - 0.5).abs().argsort()[: options.candidates // 2]
     solver, stats["rounds"], _ = improve(problem, solver, search, best, fractional[undecided])
@@ -179,9 +186,13 @@ def _relax(
         problem.curvature.factor(),
         problem.separable,
         problem.supports,
-        scale=tail if bool(problem.g.any()) else 0.0,
+        scale=3.0 * tail if bool(problem.g.any()) else 0.0,  # the increase over the dense minimum
         options=RelaxationOptions(
-            tol=options.tol, slack=options.slack, memory_limit=options.memory_limit
+            tol=options.tol,
+            slack=options.slack,
+            enough=0.2 * options.slack + 0.3,
+            memory_limit=options.memory_limit,
+            smoothing=0.5 if int(mask.sum()) > _WIDE * problem.curvature.image_size else 1.0,
         ),
         clock=Clock(best.clock.remaining),
         start=StartPoint(mask.double(), r),
