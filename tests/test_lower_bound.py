@@ -9,7 +9,7 @@ from chita_opt.certificates import certify
 from chita_opt.curvature import Dense
 from chita_opt.errors import ProblemError
 from chita_opt.exact import enumerate_optimum
-from chita_opt.exact.lower_bound import STRENGTHS, lower_bound
+from chita_opt.exact.strengths import STRENGTHS, lower_bound
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem
 from chita_opt.supports import Budget

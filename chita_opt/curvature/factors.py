@@ -221,11 +221,12 @@ class BlockFactor(Factor):
 
 
 def symmetric_product(X: Tensor) -> Tensor:
-    """``X'X`` by the symmetric rank-k routine, half the work of a general product.
+    """``X'X``, on one thread of a CPU by the symmetric rank-k routine: half the work.
 
-    On the CPU numpy finds that routine by itself; elsewhere the general product is as fast.
+    Numpy finds that routine by itself. With several threads its BLAS and torch's would wait for
+    each other's workers, which costs more than it saves.
     """
-    if X.device.type != "cpu" or not len(X):
+    if X.device.type != "cpu" or not len(X) or torch.get_num_threads() > 1:
         return X.T @ X
     rows = X.numpy()
     return torch.from_numpy(rows.T @ rows)

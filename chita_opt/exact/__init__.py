@@ -8,12 +8,14 @@ from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
 from chita_opt.exact.path import KPath, k_path
 from chita_opt.exact.result import HistoryRow, TreeProof, TreeResult
+from chita_opt.exact.strengths import ProvenBound, lower_bound
 
 __all__ = [
     "Enumeration",
     "HistoryRow",
     "KPath",
     "OuterApproximation",
+    "ProvenBound",
     "SolverResult",
     "TreeOptions",
     "TreeProof",
@@ -22,6 +24,7 @@ __all__ = [
     "enumerate_optimum",
     "enumerate_supports",
     "k_path",
+    "lower_bound",
     "outer_approximation",
     "solve_blocks",
     "solve_with",

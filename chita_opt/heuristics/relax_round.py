@@ -69,7 +69,7 @@ class RoundingOptions:
 FAST = RoundingOptions()
 """An answer mostly within a few tenths of a percent of the best known one."""
 THOROUGH = RoundingOptions(
-    tol=1e-3, slack=1.0, max_rounds=2, candidates=600, max_swaps=2000, swap_tol=1e-6
+    tol=3e-4, slack=1.0, max_rounds=2, candidates=600, max_swaps=2000, swap_tol=1e-7
 )
 """What a certificate deserves, at about twice the time."""
 _EFFORTS = {"fast": FAST, "thorough": THOROUGH}
