@@ -60,8 +60,8 @@ class RoundingOptions:
     slack: float = 5.0
     roundings: int = 0
     max_rounds: int = 1
-    candidates: int = 200
-    max_swaps: int = 60
+    candidates: int = 160
+    max_swaps: int = 40
     swap_tol: float = 1e-5
     memory_limit: float = 4e9
 
