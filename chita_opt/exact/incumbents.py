@@ -80,7 +80,8 @@ class Incumbents:
             index = np.flatnonzero(support.cpu().numpy())
             w[index] = self.quadratic.solve(index)[0]
             kicked = Solution(problem, torch.from_numpy(w), "kick", Status.FEASIBLE)
-            self.take(local_search(problem, start=kicked, time_limit=max(end, 1e-3)))
+            left = max(end - self.clock.elapsed, 1e-3)
+            self.take(local_search(problem, start=kicked, time_limit=left))
 
     def offer(self, support: Array) -> float:
         """Solve on ``support`` (index array), improve it if it is good; the best value so far."""
