@@ -19,7 +19,8 @@ from chita_opt.bounds import (
     screen,
     trivial_bound,
 )
-from chita_opt.bounds.newton import FreePart, apply_newton, newton_system
+from chita_opt.bounds.newton import FreePart, apply_newton
+from chita_opt.bounds.newton_choice import newton_system
 from chita_opt.bounds.screening import fixed_share
 from chita_opt.bounds.splits import less_diagonal, proven_semidefinite, split_problem
 from chita_opt.curvature import BlockDiagonal, Dense, LowRank, SharedRows

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature.factors import (
-    BlockFactor,
     ColumnFactor,
     Factor,
-    RowFactor,
     symmetric_product,
 )
 from chita_opt.curvature.sample_system import SampleSystem
@@ -79,22 +77,6 @@ class NewtonSystem(ABC):
     @abstractmethod
     def solve(self, rhs: Tensor) -> Tensor:
         """``M^-1 rhs`` (approximately, for the matrix-free system)."""
-
-
-def newton_system(factor: Factor, memory_limit: float) -> NewtonSystem:
-    """Pick the system by the factor's shape and the memory it may use (bytes)."""
-    from chita_opt.bounds.row_newton import CoupledNewton, RowNewton  # built on this module
-
-    if isinstance(factor, ColumnFactor) and 24.0 * factor.dual_size**2 <= memory_limit:
-        return SampleSpaceNewton(factor)
-    if isinstance(factor, RowFactor):
-        if 24.0 * factor.rows * factor.F.shape[0] ** 2 <= memory_limit:
-            return CoupledNewton(factor, [RowNewton(factor)], [factor.size])
-    if isinstance(factor, BlockFactor):
-        share = memory_limit / len(factor.parts)
-        children = [newton_system(f, share) for f in factor.parts]
-        return CoupledNewton(factor, children, [f.size for f in factor.parts])
-    return MatrixFreeNewton(factor)
 
 
 class SampleSpaceNewton(NewtonSystem):

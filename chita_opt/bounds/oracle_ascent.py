@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chita_opt.bounds.newton import NewtonSystem, newton_system
+from chita_opt.bounds.newton import NewtonSystem
+from chita_opt.bounds.newton_choice import newton_system
 from chita_opt.bounds.relaxation import RelaxationOptions, RelaxationState
 from chita_opt.curvature import SeparablePart
 from chita_opt.curvature.factors import Factor

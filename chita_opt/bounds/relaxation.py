@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from chita_opt.bounds.newton import FreePart, NewtonSystem, newton_system
+from chita_opt.bounds.newton import FreePart, NewtonSystem
+from chita_opt.bounds.newton_choice import newton_system
 from chita_opt.curvature import SeparablePart
 from chita_opt.curvature.factors import Factor
 from chita_opt.solution import Clock

@@ -52,16 +52,16 @@ def solve(
     INSTANCE is a .npz file with A (samples x weights; the curvature is A'A/n) or H (weights x
     weights), w_bar, and optionally g. Give --k or --sparsity, or a family such as 2:4.
     """
+    if tree.named and method not in ("auto", "bnb"):
+        raise click.UsageError(f"{', '.join(tree.named)} needs --method bnb or auto")
+    from chita_opt.cli.solving import Request, run_solve
+
+    request = Request(instance=instance, ridge=ridge, budget=budget, choice=effort, output=output)
     if method in ("auto", "bnb", "highs"):
         from chita_opt.cli.solving_exactly import run_exact
 
-        return run_exact(instance, ridge, method, budget, effort, output, tree)
-    if tree.proof is not None:
-        raise click.UsageError("--proof needs --method bnb or auto")
-    from chita_opt.cli.solving import run_solve
-
-    name = "relax_round" if method == "relaxation" else method
-    return run_solve(instance, ridge, name, budget, effort, output)
+        return run_exact(request, method, tree)
+    return run_solve(request, "relax_round" if method == "relaxation" else method)
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -89,9 +89,10 @@ def certify(
     Without --k, --sparsity and --family the budget is the number of your weights that are not
     zero.
     """
-    from chita_opt.cli.solving import run_certify
+    from chita_opt.cli.solving import Request, run_certify
 
-    return run_certify(instance, weights, ridge, budget, effort, output)
+    request = Request(instance=instance, ridge=ridge, budget=budget, choice=effort, output=output)
+    return run_certify(request, weights)
 
 
 @app.command(epilog=_EXIT_CODES)

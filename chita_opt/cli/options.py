@@ -46,6 +46,11 @@ class EffortChoice:
     gap: float | None
     seed: int
 
+    @property
+    def search_gap(self) -> float:
+        """Relative gap at which a search stops."""
+        return TREE_GAP if self.gap is None else self.gap
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputChoice:
@@ -64,6 +69,17 @@ class TreeChoice:
     workers: int
     node_limit: int | None
     log: bool
+
+    @property
+    def named(self) -> list[str]:
+        """The options that were given: they say something to a tree only."""
+        given = {
+            "--proof": self.proof is not None,
+            "--workers": self.workers != 1,
+            "--node-limit": self.node_limit is not None,
+            "--log": self.log,
+        }
+        return [name for name, is_given in given.items() if is_given]
 
 
 @dataclass(frozen=True, kw_only=True)

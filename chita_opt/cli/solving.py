@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,53 +37,101 @@ from chita_opt.solution import Solution, Status
 from chita_opt.supports import family_from_text
 
 
-def run_solve(
-    path: Path,
-    ridge: float,
-    method: str,
-    budget: BudgetChoice,
-    choice: EffortChoice,
-    output: OutputChoice,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one call asks for, and when it began.
+
+    Attributes
+    ----------
+    instance : Path
+        The problem's file.
+    ridge : float
+        Added to the curvature.
+    budget, choice, output
+        The command line's options.
+    begin : float
+        ``time.perf_counter()`` at the start: a time limit is over the whole call.
+    """
+
+    instance: Path
+    ridge: float
+    budget: BudgetChoice
+    choice: EffortChoice
+    output: OutputChoice
+    begin: float = field(default_factory=time.perf_counter)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left of the time limit."""
+        limit = self.choice.time_limit
+        return None if limit is None else less(limit - self.elapsed, 0.0)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.begin
+
+    def problem(self) -> Problem:
+        """The instance under the chosen budget."""
+        return instance_problem(self.instance, self.ridge, self.budget)
+
+    def save_weights(self, solution: Solution) -> None:
+        """Write the weights where a file was asked for."""
+        if self.output.save_weights is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, solution.w.cpu().numpy(), allow_pickle=False)
+            write_atomically(self.output.save_weights, buffer.getvalue())
+
+    def context(self, problem: Problem) -> dict[str, Any]:
+        """What every report repeats of the question."""
+        return {
+            "instance": str(self.instance),
+            "family": problem.supports.name,
+            "k": problem.supports.max_count,
+            "requested_sparsity": self.budget.sparsity,
+            "ridge": self.ridge,
+            "seed": self.choice.seed,
+            "seconds": self.elapsed,
+        }
+
+    def show(self, report: dict[str, Any], lines: Callable[[dict[str, Any]], str]) -> int:
+        """Print JSON or lines; the exit code."""
+        if self.output.as_json:
+            print_json(report)
+        else:
+            click.echo(lines(report))
+        return INTERRUPTED if report["status"] == Status.INTERRUPTED else OK
+
+
+def run_solve(request: Request, method: str) -> int:
     """Solve an instance, prove a bound, print and write both."""
-    begin = time.perf_counter()
-    check_folders(output.save_weights, output.save_certificate)
-    problem = instance_problem(path, ridge, budget)
-    effort = effort_of(choice, method)
-    if effort.time_limit is not None:  # the limit is over the whole call, reading included
-        left = less(effort.time_limit - (time.perf_counter() - begin), 0.0)
-        effort = replace(effort, time_limit=left)
+    check_folders(request.output.save_weights, request.output.save_certificate)
+    problem = request.problem()
+    effort = replace(effort_of(request.choice, method), time_limit=request.left)
     with stages() as shown:
         certificate = solve_certified(problem, effort, on_stage=shown.begin)
-    return _finish(path, certificate, ridge, budget, choice, output, begin)
+    return _finish(request, certificate)
 
 
-def run_certify(
-    path: Path,
-    weights: Path,
-    ridge: float,
-    budget: BudgetChoice,
-    choice: EffortChoice,
-    output: OutputChoice,
-) -> int:
+def run_certify(request: Request, weights: Path) -> int:
     """Prove a bound for weights that the user brings."""
-    begin = time.perf_counter()
-    check_folders(output.save_weights, output.save_certificate)
-    w = load_weight_vector(weights)
+    check_folders(request.output.save_weights, request.output.save_certificate)
+    w, budget = load_weight_vector(weights), request.budget
     if budget.k is None and budget.sparsity is None and budget.family == "cardinality":
-        budget = BudgetChoice(k=int((w != 0).sum()), sparsity=None, family=budget.family)
-    problem = instance_problem(path, ridge, budget)
+        budget = replace(budget, k=int((w != 0).sum()))
+        request = replace(request, budget=budget)
+    problem = request.problem()
     if len(w) != problem.p:
-        raise DataError(f"{weights} has {len(w)} weights, {path} has {problem.p}")
+        raise DataError(f"{weights} has {len(w)} weights, {request.instance} has {problem.p}")
     check_provable(problem)
     solution = Solution(problem, w, weights.name, Status.FEASIBLE)
-    effort = effort_of(choice)
-    limit = choice.time_limit
+    limit = request.left
     if limit is not None:
-        limit = less(limit - (time.perf_counter() - begin), check_seconds(problem))
+        limit = less(limit, check_seconds(problem))
+    effort = effort_of(request.choice)
     with stages() as shown:
         certificate = certify_within(solution, effort, limit, on_stage=shown.begin)
-    return _finish(path, certificate, ridge, budget, choice, output, begin)
+    return _finish(request, certificate)
 
 
 def instance_problem(path: Path, ridge: float, budget: BudgetChoice) -> Problem:
@@ -148,13 +197,7 @@ def certificate_lines(report: dict[str, Any]) -> str:
     screening = report["screening"]
     return "\n".join(
         [
-            f"method       {report['method']} ({report['status']}), {report['seconds']:.2f} s",
-            f"kept         {report['nnz']:,} of {report['p']:,} weights "
-            f"(sparsity {report['realised_sparsity']:.6g}), {report['family']}",
-            f"objective    {report['upper']:.8g}",
-            f"lower bound  {report['lower']:.8g}  ({report['bound_proof']})",
-            f"gap          {percent(report['gap'])} of the objective, "
-            f"{percent(report['share_of_pruning_everything'])} of the cost of pruning everything",
+            *headline(report),
             f"proven       {screening['kept']:,} weights kept and {screening['pruned']:,} pruned "
             "in every optimal answer",
             SCOPE_SENTENCE,
@@ -162,34 +205,24 @@ def certificate_lines(report: dict[str, Any]) -> str:
     )
 
 
-def _finish(
-    path: Path,
-    certificate: Certificate,
-    ridge: float,
-    budget: BudgetChoice,
-    choice: EffortChoice,
-    output: OutputChoice,
-    begin: float,
-) -> int:
+def headline(report: dict[str, Any], effort: str = "") -> list[str]:
+    """Method, support, objective, bound and gap; ``effort`` follows the seconds."""
+    return [
+        f"method       {report['method']} ({report['status']}), {report['seconds']:.2f} s{effort}",
+        f"kept         {report['nnz']:,} of {report['p']:,} weights "
+        f"(sparsity {report['realised_sparsity']:.6g}), {report['family']}",
+        f"objective    {report['upper']:.8g}",
+        f"lower bound  {report['lower']:.8g}  ({report['bound_proof']})",
+        f"gap          {percent(report['gap'])} of the objective, "
+        f"{percent(report['share_of_pruning_everything'])} of the cost of pruning everything",
+    ]
+
+
+def _finish(request: Request, certificate: Certificate) -> int:
     """Write files, print, and say with which code to leave."""
-    if output.save_weights is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, certificate.solution.w.cpu().numpy(), allow_pickle=False)
-        write_atomically(output.save_weights, buffer.getvalue())
-    if output.save_certificate is not None:
-        certificate.save(output.save_certificate)
-    supports = certificate.solution.problem.supports
-    report = certificate_report(certificate) | {
-        "instance": str(path),
-        "family": supports.name,
-        "k": supports.max_count,
-        "requested_sparsity": budget.sparsity,
-        "ridge": ridge,
-        "seed": choice.seed,
-        "seconds": time.perf_counter() - begin,
-    }
-    if output.as_json:
-        print_json(report)
-    else:
-        click.echo(certificate_lines(report))
-    return INTERRUPTED if report["status"] == Status.INTERRUPTED else OK
+    solution = certificate.solution
+    request.save_weights(solution)
+    if request.output.save_certificate is not None:
+        certificate.save(request.output.save_certificate)
+    report = certificate_report(certificate) | request.context(solution.problem)
+    return request.show(report, certificate_lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from chita_opt import __version__
 from chita_opt.certificates import Certificate, certify
 from chita_opt.certificates.pipeline import Effort, check_provable, less, solve_certified
 from chita_opt.certificates.verification import SCOPE
-from chita_opt.cli import INTERRUPTED, OK
-from chita_opt.cli.options import TREE_GAP, BudgetChoice, EffortChoice, OutputChoice, TreeChoice
-from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages
-from chita_opt.cli.solving import certificate_report, effort_of, instance_problem, run_solve
+from chita_opt.cli.options import TREE_GAP, EffortChoice, OutputChoice, TreeChoice
+from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, stages
+from chita_opt.cli.solving import (
+    Request,
+    certificate_report,
+    effort_of,
+    headline,
+    run_solve,
+)
 from chita_opt.errors import MethodError, ProblemError
 from chita_opt.exact import TreeOptions, branch_and_bound
 from chita_opt.exact.result import TreeResult
-from chita_opt.files import write_atomically
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
@@ -44,32 +46,21 @@ class Proven:
     certificate: Certificate | None = None
 
 
-def run_exact(
-    path: Path,
-    ridge: float,
-    method: str,
-    budget: BudgetChoice,
-    choice: EffortChoice,
-    output: OutputChoice,
-    tree: TreeChoice,
-) -> int:
+def run_exact(request: Request, method: str, tree: TreeChoice) -> int:
     """Solve an instance by ``bnb``, ``highs`` or ``auto``, and print what is proven."""
-    begin = time.perf_counter()
+    output = request.output
     check_folders(output.save_weights, output.save_certificate, tree.proof)
-    problem = instance_problem(path, ridge, budget)
+    problem = request.problem()
     if method == "auto" and not (problem.p <= AUTO_TREE or tree.proof):
-        return run_solve(path, ridge, method, budget, choice, output)
+        return run_solve(request, method)
     check_provable(problem)
-    if tree.proof is not None and method == "highs":
-        raise MethodError("a solver's search leaves no proof to replay; --proof needs bnb or auto")
-    left = choice.time_limit
-    if left is not None:  # the limit is over the whole call, reading included
-        left = less(left - (time.perf_counter() - begin), 0.0)
     searches: dict[str, Callable[..., Proven]] = {"bnb": _tree, "highs": _outer, "auto": _auto}
     with stages() as shown:
         shown.begin(method)
-        found = searches[method](problem, choice, tree, left)
-    return _finish(found, (path, ridge, budget, choice, output, tree), begin)
+        found = searches[method](problem, request.choice, tree, request.left)
+    request.save_weights(found.solution)
+    report = _report(found) | _write(found, output, tree) | request.context(problem)
+    return request.show(report, _lines)
 
 
 def _auto(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float | None) -> Proven:
@@ -77,10 +68,9 @@ def _auto(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float 
     begin = time.perf_counter()
     effort = effort_of(replace(choice, time_limit=None if left is None else 0.3 * left))
     certificate = _certificate(problem, effort)
-    goal = TREE_GAP if choice.gap is None else choice.gap
-    enough = certificate is not None and certificate.relative_gap <= goal
+    enough = certificate is not None and certificate.relative_gap <= choice.search_gap
     stopped = certificate is not None and certificate.solution.status is Status.INTERRUPTED
-    if certificate is not None and (enough or stopped) and tree.proof is None:
+    if certificate is not None and (stopped or (enough and tree.proof is None)):
         return _of_certificate(certificate)
     spent = time.perf_counter() - begin
     left = AUTO_SECONDS if left is None else less(left - spent, 0.0)
@@ -119,7 +109,7 @@ def _tree(
     start: Solution | None = None,
 ) -> Proven:
     options = TreeOptions(
-        gap=TREE_GAP if choice.gap is None else choice.gap,
+        gap=choice.search_gap,
         time_limit=left,
         node_limit=tree.node_limit,
         workers=tree.workers,
@@ -134,8 +124,7 @@ def _tree(
 def _outer(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float | None) -> Proven:
     from chita_opt.exact.outer_approximation import outer_approximation  # Pyomo starts slowly
 
-    goal = TREE_GAP if choice.gap is None else choice.gap
-    result = outer_approximation(problem, gap=goal, time_limit=left)
+    result = outer_approximation(problem, gap=choice.search_gap, time_limit=left)
     if result.solution is None:
         raise MethodError("no allowed mask was found in time; raise --time-limit")
     more = {
@@ -174,29 +163,9 @@ def _report(found: Proven) -> dict[str, Any]:
     )
 
 
-def _finish(found: Proven, asked: tuple[Any, ...], begin: float) -> int:
-    """Write files, print, and say with which code to leave."""
-    path, ridge, budget, choice, output, tree = asked
-    supports = found.solution.problem.supports
-    report = _report(found) | _write(found, output, tree) | {
-        "instance": str(path), "family": supports.name, "k": supports.max_count,
-        "requested_sparsity": budget.sparsity, "ridge": ridge, "seed": choice.seed,
-        "seconds": time.perf_counter() - begin,
-    }  # fmt: skip
-    if output.as_json:
-        print_json(report)
-    else:
-        click.echo(_lines(report))
-    return INTERRUPTED if report["status"] == Status.INTERRUPTED else OK
-
-
 def _write(found: Proven, output: OutputChoice, tree: TreeChoice) -> dict[str, Any]:
-    """Weights, certificate and proof log, where asked for; what the files say."""
+    """Certificate and proof log, where asked for; what the files say."""
     said: dict[str, Any] = {}
-    if output.save_weights is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, found.solution.w.cpu().numpy(), allow_pickle=False)
-        write_atomically(output.save_weights, buffer.getvalue())
     if output.save_certificate is not None:
         certificate = _one_witness(found)
         certificate.save(output.save_certificate)
@@ -226,15 +195,7 @@ def _save_proof(found: Proven, path: Path) -> dict[str, Any]:
 def _lines(report: dict[str, Any]) -> str:
     """What is proven, for people."""
     nodes = f", {report['nodes']:,} nodes" if "nodes" in report else ""
-    lines = [
-        f"method       {report['method']} ({report['status']}), {report['seconds']:.2f} s{nodes}",
-        f"kept         {report['nnz']:,} of {report['p']:,} weights "
-        f"(sparsity {report['realised_sparsity']:.6g}), {report['family']}",
-        f"objective    {report['upper']:.8g}",
-        f"lower bound  {report['lower']:.8g}  ({report['bound_proof']})",
-        f"gap          {percent(report['gap'])} of the objective, "
-        f"{percent(report['share_of_pruning_everything'])} of the cost of pruning everything",
-    ]
+    lines = headline(report, nodes)
     if "certificate_lower" in report:
         lines.append(f"certificate  {report['certificate_lower']:.8g} by its one witness")
     if "proof_steps" in report:

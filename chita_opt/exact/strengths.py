@@ -53,7 +53,7 @@ class ProvenBound:
     strength : str
         "dual", "diagonal" or "tree".
     bound : Bound or None
-        One witness that proves ``value`` ("tree": the root's, which proves ``bound.value``).
+        One witness that proves ``value``; None for "tree", whose proof is the log.
     tree : TreeResult or None
         The search, with its proof log where it finished.
     solution : Solution or None
