@@ -18,7 +18,6 @@ factorisations and two inverses; every iterate is a valid witness.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,6 @@ from scipy.linalg import lapack
 from chita_opt.exact import kernels
 from chita_opt.supports.base import Array
 
-BACK = float(os.environ.get("BACK", ".6"))
 
 _BACK = 0.6  # factor on a step that leaves the cone or does not gain
 
