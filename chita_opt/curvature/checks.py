@@ -15,8 +15,9 @@ def finite(values: Tensor, what: str) -> Tensor:
     """Refuse NaN and infinity, naming the first offender."""
     if not values.is_floating_point():
         raise CurvatureError(f"{what} has type {values.dtype}; give float32 or float64")
-    flat = values.reshape(-1)
-    if not bool(torch.isfinite(flat.sum())):  # cheap first test; a finite sum can't hide one
+    # cheap first test; a finite sum can't hide one, and flattening a transposed view copies it
+    if not bool(torch.isfinite(values.sum())):
+        flat = values.reshape(-1)
         bad = (~torch.isfinite(flat)).nonzero()
         if len(bad):
             position = int(bad[0])
