@@ -44,6 +44,8 @@ class StageState:
         Mean loss of the samples of the rows at the current weights.
     seed : int
         For random draws of this stage; the same when the stage is repeated after a resume.
+    time_limit : float, optional
+        Seconds that this stage may take; the weights at hand are then the answer.
     carry : Mapping
         What the step of the stage before asked to be handed on; empty at the first stage.
     """
@@ -58,6 +60,7 @@ class StageState:
     ridge: float
     loss: float
     seed: int
+    time_limit: float | None = None
     carry: Mapping[str, Note] = field(default_factory=dict)
 
     @property
