@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from chita_opt.errors import LayerError
+from chita_opt.errors import DataError, LayerError
 from chita_opt.nn.gradients import GradientRows, gradient_rows
 from chita_opt.nn.layers import LayerMap, select_layers
 from chita_opt.nn.sampling import RowChoice
@@ -226,6 +226,32 @@ def test_losses(loss_fn: Loss, order: str) -> None:
     result = gradient_rows(net, loss_fn, (x, y), layers, RowChoice(rows=4, batch_size=3))
     assert result.path == "outer products"
     assert_plain(result, net, loss_fn, x, y, layers)
+
+
+def test_a_loss_that_vmap_cannot_follow() -> None:
+    def loss_fn(output: Tensor, target: Tensor) -> Tensor:
+        loss = functional.cross_entropy(output, target)
+        return loss if float(loss.detach()) < 1e9 else 0.0 * loss
+
+    net, x, y = mlp(), torch.randn(12, 6), classes(12)
+    layers = select_layers(net)
+    result = gradient_rows(net, loss_fn, (x, y), layers, RowChoice(rows=4, batch_size=3))
+    assert result.path == "outer products"
+    assert_plain(result, net, loss_fn, x, y, layers)
+
+
+def test_rows_into_memory_that_is_there() -> None:
+    net, x, y = mlp(), torch.randn(24, 6), classes(24)
+    layers = select_layers(net)
+    first = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=4, batch_size=3))
+    expected = first.A.clone()
+    rest = (x[12:], y[12:])
+    choice = RowChoice(rows=4, batch_size=3)
+    second = gradient_rows(net, cross_entropy, rest, layers, choice, out=first.At)
+    assert second.A.data_ptr() == first.A.data_ptr() and not torch.equal(first.A, expected)
+    assert_plain(second, net, cross_entropy, *rest, layers)
+    with pytest.raises(DataError, match="give a contiguous"):
+        gradient_rows(net, cross_entropy, rest, layers, choice, out=first.A)
 
 
 def test_a_model_whose_output_is_no_tensor() -> None:

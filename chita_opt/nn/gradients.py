@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +71,7 @@ def gradient_rows(
     *,
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    out: Tensor | None = None,
 ) -> GradientRows:
     r"""Compute gradients of the loss by the selected weights, one row per mini-batch.
 
@@ -98,6 +100,9 @@ def gradient_rows(
         the working memory is an estimate). The rows are computed in chunks that fit.
     progress : callable, optional
         Called as ``progress(rows_done, rows)`` after each chunk.
+    out : Tensor, optional
+        Memory for the result, (p, n) float32 on the model's device, such as ``At`` of earlier rows
+        that are no longer needed: fresh memory costs as much time as a good part of the rows.
 
     Returns
     -------
@@ -142,7 +147,8 @@ def gradient_rows(
         chunk = max(1, min(source.rows, work // engine.row_bytes))
         chunk -= chunk % _LINE if chunk > _LINE else 0
         run = _Run(engine.make(loss), engine.reason)
-        rows_t, loss_mean = _fill(run, loss, source, chunk, progress)
+        rows_t = _result(out, layer_map.size, source.rows, device)
+        loss_mean = _fill(run, loss, source, chunk, rows_t, progress)
     samples = source.rows * source.batch_size
     path, reason = run.engine.path, run.reason
     return GradientRows(rows_t.t(), source.batch_size, samples, loss_mean, path, reason)
@@ -168,11 +174,11 @@ def _fill(
     loss: RowLoss,
     source: RowSource,
     chunk: int,
+    rows_t: Tensor,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Tensor, float]:
-    """Compute all rows, in chunks, as columns; return them and the mean loss."""
+) -> float:
+    """Write all rows, in chunks, as the columns of ``rows_t``; return the mean loss."""
     device = model_device(loss.model)
-    rows_t = torch.empty(loss.layer_map.size, source.rows, device=device)
     done, total = 0, 0.0
     for x, y in source.chunks(chunk):
         count = len(x) // source.batch_size
@@ -184,7 +190,22 @@ def _fill(
         done, total = done + count, total + mean * count
         if progress is not None:
             progress(done, source.rows)
-    return rows_t, total / source.rows
+    return total / source.rows
+
+
+def _result(out: Tensor | None, p: int, n: int, device: torch.device) -> Tensor:
+    """``out`` if it fits, or new memory."""
+    if out is None:
+        if device.type != "cpu":
+            return torch.empty(p, n, device=device)
+        return torch.from_numpy(np.empty((p, n), np.float32))  # numpy asks for huge pages
+    fits = out.shape == (p, n) and out.dtype == torch.float32 and out.is_contiguous()
+    if not fits or out.device != device or out.requires_grad:
+        raise DataError(
+            f"out is {tuple(out.shape)} {out.dtype} on {out.device}; give a contiguous ({p}, {n}) "
+            f"float32 tensor on {device} that needs no gradient"
+        )
+    return out
 
 
 def _check_finite(block: Tensor, start: int, layer_map: LayerMap, source: RowSource) -> None:

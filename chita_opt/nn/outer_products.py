@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from chita_opt.nn.layer_map import LayerSlice
 from chita_opt.nn.patches import Conv, is_stock, window_view
 from chita_opt.nn.row_engines import RowLoss
 
-# Products that stay in the cache between being made and being transposed into place.
-_SCRATCH_BYTES = 2 << 20
+_log = logging.getLogger(__name__)
+
+# Products made before they are transposed into place: enough rows that each column receives a few
+# cache lines at a time.
+_SCRATCH_BYTES = 8 << 20
 
 
 class NotApplicable(Exception):
@@ -43,6 +49,8 @@ class OuterProducts:
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, list[Tensor]] = {}
         self._window_bytes = 0  # of one sample, in the layer seen where they are most
+        self._scratch = torch.empty(0)
+        self._losses_at_once = True
         for item in loss.layer_map:
             self._modules[item.module_name] = self._checked(item)
 
@@ -112,10 +120,21 @@ class OuterProducts:
                 raise NotApplicable(f"{name} is called {calls} times in a forward pass")
         if not isinstance(output, Tensor) or len(output) != len(x):
             raise NotApplicable("the model's output is not a tensor with one sample per index")
-        # Row by row, as the mean of a loss with class weights or ignored targets is not the mean
-        # of its parts.
-        parts = zip(output.chunk(rows), y.chunk(rows), strict=True)
-        return torch.stack([self._loss.of(part, target) for part, target in parts])
+        return self._row_losses(output.unflatten(0, (rows, -1)), y.unflatten(0, (rows, -1)))
+
+    def _row_losses(self, output: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of each row, all at once where ``vmap`` can follow the loss.
+
+        Not from a loss per sample: the mean of a loss with class weights or ignored targets is not
+        the mean of its parts.
+        """
+        if self._losses_at_once:
+            try:
+                return vmap(self._loss.of)(output, y)
+            except (RuntimeError, TypeError, ValueError) as error:
+                _log.debug("losses row by row: %s", error)
+                self._losses_at_once = False
+        return torch.stack([self._loss.of(*row) for row in zip(output, y, strict=True)])
 
     def _write(self, item: LayerSlice, delta: Tensor, block: Tensor) -> None:
         """Write the columns of one parameter."""
@@ -138,28 +157,35 @@ class OuterProducts:
     def _write_products(self, module: nn.Module, x: Tensor, delta: Tensor, block: Tensor) -> None:
         weights, rows = block.shape
         if isinstance(module, nn.Linear):
-            product = _linear_product
+            product = _linear_factors
             step = max(16, _SCRATCH_BYTES // (4 * weights))  # 16: a cache line of each column
         else:
-            product = _conv_product
+            product = _conv_factors
             samples, outputs = x.shape[1], module.get_parameter("weight").shape[0]
             places = delta[0, 0].numel() // outputs
             windows = x.element_size() * places * (outputs + weights // outputs)
             self._window_bytes = max(self._window_bytes, windows)
             step = max(1, _SCRATCH_BYTES // (samples * windows + 4 * weights))
+        size = min(step, rows) * weights
+        if len(self._scratch) < size or self._scratch.dtype != x.dtype:
+            self._scratch = x.new_empty(size)
         for start in range(0, rows, step):
             part = slice(start, start + step)
-            block[:, part].copy_(product(module, x[part], delta[part]).reshape(-1, weights).t())
+            left, right = product(module, x[part], delta[part])
+            shape = (len(left), left.shape[1], right.shape[2])
+            made = self._scratch[: math.prod(shape)].view(shape)
+            torch.bmm(left, right, out=made)
+            block[:, part].copy_(made.view(-1, weights).t())
 
 
-def _linear_product(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
-    """Multiply (rows, m, ..., in) and (rows, m, ..., out) to (rows, out, in)."""
+def _linear_factors(module: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of (rows, out, in) from (rows, m, ..., in) and (rows, m, ..., out)."""
     x, delta = x.flatten(1, -2), delta.flatten(1, -2)
-    return torch.bmm(delta.transpose(1, 2), x)
+    return delta.transpose(1, 2), x
 
 
-def _conv_product(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
-    """Multiply windows of (rows, m, in, ...) and (rows, m, out, ...) to (rows * groups, ., .)."""
+def _conv_factors(module: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of (rows * groups, ., .) from (rows, m, in, ...) and (rows, m, out, ...)."""
     assert isinstance(module, Conv)
     dims, groups = len(module.kernel_size), module.groups
     view = window_view(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -168,4 +194,4 @@ def _conv_product(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
     windows = windows.reshape(len(x) * groups, module.weight.shape[1:].numel(), -1)
     delta = delta.unflatten(2, (groups, -1)).movedim(1, 3)
     delta = delta.reshape(len(x) * groups, module.out_channels // groups, -1)
-    return torch.bmm(delta, windows.transpose(1, 2))
+    return delta, windows.transpose(1, 2)
