@@ -305,11 +305,26 @@ def _positive(name: str, value: int | None) -> int:
     return int(value)
 
 
+def row_order(size: int, seed: int) -> Tensor:
+    """The order in which seeded rows take their samples: a permutation, (size,) int64."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+
+
+def sample_count(data: Any) -> int | None:
+    """Number of samples of data that can be fetched by number; None for a stream."""
+    data = _pair_or_same(data)
+    if isinstance(data, tuple):
+        return len(data[0])
+    source = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        return sum(len(_as_batch(batch)[0]) for batch in source)
+    return len(source) if _is_map_style(source) else None
+
+
 def _permuted(size: int, rows: int, batch_size: int, seed: int) -> Tensor:
     if rows * batch_size > size:
         raise _too_few(rows, batch_size, size)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    return order[: rows * batch_size].reshape(rows, batch_size)
+    return row_order(size, seed)[: rows * batch_size].reshape(rows, batch_size)
 
 
 def _too_few(rows: int, batch_size: int, size: int) -> DataError:
