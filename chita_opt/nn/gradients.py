@@ -209,7 +209,7 @@ def _result(out: Tensor | None, p: int, n: int, device: torch.device) -> Tensor:
 
 
 def _check_finite(block: Tensor, start: int, layer_map: LayerMap, source: RowSource) -> None:
-    if bool(torch.isfinite(block.sum(0)).all()):
+    if bool(torch.isfinite(block.sum())):
         return
     finite = torch.isfinite(block)
     if bool(finite.all()):  # only the sum overflowed
