@@ -70,6 +70,20 @@ def test_a_proof_is_replayed(
     assert code == OK and "accuracy" in out
 
 
+def test_a_stopped_tree_proves_its_bound(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    path, proof = tmp_path / "middle.npz", tmp_path / "proof.safetensors"
+    A = rng.normal(size=(40, 8)) @ rng.normal(size=(8, 30)) + 0.05 * rng.normal(size=(40, 30))
+    np.savez(path, A=A, w_bar=rng.normal(size=30))
+    arguments = ("solve", path, "--k", 9, "--ridge", 1e-5, "--method", "bnb", "--node-limit", 1)
+    report = solved(capsys, *arguments, "--proof", proof)
+    assert report["lower"] * (1 - 1e-6) <= report["proof_lower"] <= report["upper"]
+    code, out, _ = call(capsys, "verify", proof)
+    assert code == OK and "proves       lower bound" in out and "not optimality" in out
+
+
 @pytest.mark.parametrize("method", ["highs", "relaxation", "chita"])
 def test_a_proof_needs_a_tree(
     capsys: pytest.CaptureFixture[str], instance: Path, tmp_path: Path, method: str

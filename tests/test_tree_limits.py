@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ from chita_opt.exact import (
     enumerate_optimum,
     parallel,
 )
+from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.node_solver import NodeSolver
+from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.tree import Search
 from chita_opt.heuristics import solve
 from chita_opt.instances import correlated_instance
 from chita_opt.problem import Problem
@@ -245,6 +250,52 @@ def test_a_larger_proof_replays() -> None:
     assert result.proof.cutoff >= result.upper * (1 - 1.01e-4)
 
 
-def test_an_unfinished_search_has_no_proof() -> None:
-    result = branch_and_bound(hard(), options=TreeOptions(proof=True, node_limit=2))
-    assert result.proof is None
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_an_unfinished_search_proves_its_bound(limit: int, whole: TreeResult) -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(proof=True, node_limit=limit))
+    assert result.status is Status.ITERATION_LIMIT and result.proof is not None
+    Replay(hard(), result.proof).check()
+    assert result.proof.cutoff == pytest.approx(result.lower, rel=1e-6)
+    assert 0.0 < result.proof.cutoff < whole.lower
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the n-th call of a method, before or after the call."""
+
+    def __init__(self, method: Callable[..., object], n: int, after: bool) -> None:
+        self.method, self.left, self.after = method, n, after
+
+    def __get__(self, owner: object, kind: type | None = None) -> Callable[..., object]:
+        return partial(self, owner)
+
+    def __call__(self, *given: object) -> object:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise KeyboardInterrupt
+        found = self.method(*given)
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return found
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (NodeSolver, "process"), (NodeSolver, "_fix"), (NodeSolver, "_propagate"),
+        (Search, "_take"), (Search, "push"), (Search, "_close_rest"), (ProofLog, "close"),
+        (Incumbents, "offer"), (Incumbents, "find"),
+    ],
+)  # fmt: skip
+def test_an_interrupt_anywhere_leaves_a_whole_proof(
+    owner: type, name: str, n: int, after: bool, whole: TreeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = Interrupting(getattr(owner, name), n + (name == "push"), after)
+    monkeypatch.setattr(owner, name, trap)
+    result = branch_and_bound(hard(), options=TreeOptions(proof=True))
+    monkeypatch.undo()
+    assert result.status in (Status.INTERRUPTED, Status.OPTIMAL) and result.proof is not None
+    Replay(hard(), result.proof).check()
+    assert result.proof.cutoff <= whole.upper
+    assert_valid(result, whole.upper)

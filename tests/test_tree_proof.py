@@ -25,7 +25,11 @@ from chita_opt.certificates import (
     verify_file,
     verify_proof,
 )
-from chita_opt.certificates.certificate import problem_arrays, problem_specification
+from chita_opt.certificates.certificate import (
+    dense_arrays,
+    problem_arrays,
+    problem_specification,
+)
 from chita_opt.certificates.container import array_hash, read_sealed, write_sealed
 from chita_opt.certificates.node_bound import FREE, IN, OUT, NodeBounds
 from chita_opt.certificates.problem_data import read_problem
@@ -34,6 +38,7 @@ from chita_opt.cli import OK, REFUSED, run
 from chita_opt.errors import CertificateError
 from chita_opt.exact import TreeOptions, branch_and_bound, enumerate_optimum
 from chita_opt.heuristics import solve
+from chita_opt.instances import correlated_instance
 
 from .problems import CURVATURES, FAMILIES, make_problem, random_problem
 from .small_tree import Logged, SmallTree, log_of
@@ -112,6 +117,31 @@ def test_logs_of_the_real_search_are_accepted(form: str, family: str, tmp_path: 
     assert report.gap <= 1.1e-4 * (report.upper - problem.dense_minimum) + 1e-10
 
 
+@pytest.mark.parametrize("limit", [1, 3, 7])
+@pytest.mark.parametrize("family", ["cardinality", "nested_blocks"])
+def test_logs_of_stopped_searches_prove_the_bound_reached(
+    family: str, limit: int, tmp_path: Path
+) -> None:
+    problem = make_problem("dense", family, p=14, seed=5, ridge=1e-4, linear=True)
+    options = TreeOptions(proof=True, node_limit=limit, gap=0.0)
+    result = branch_and_bound(problem, options=options)
+    save_proof(result, tmp_path / "file")
+    report, optimum = verify_proof(tmp_path / "file"), enumerate_optimum(problem).objective
+    assert report.lower >= result.lower - 1e-6 * abs(result.lower)
+    assert report.lower <= optimum <= report.upper
+    gap = (report.upper - report.lower) / (report.upper - problem.dense_minimum)
+    assert report.relative_gap == pytest.approx(gap)
+
+
+def test_a_search_stopped_before_its_root_proves_the_dense_minimum(tmp_path: Path) -> None:
+    problem = make_problem("dense", "cardinality", p=14, seed=5, linear=True)
+    result = branch_and_bound(problem, options=TreeOptions(proof=True, time_limit=1e-9))
+    save_proof(result, tmp_path / "file")
+    report = verify_proof(tmp_path / "file")
+    assert (report.steps, report.leaves) == (1, 1)
+    assert report.lower == pytest.approx(problem.dense_minimum, abs=1e-6 * problem.prune_all)
+
+
 def test_a_log_says_what_it_proves(logged: Logged, file: Path) -> None:
     report = verify_proof(file)
     assert isinstance(report, ProofReport) and report.fixings > 0 and report.leaves > 3
@@ -160,6 +190,7 @@ def test_the_command_line_replays(
         assert json.loads(out)["verified"] and json.loads(out)["bound_proof"] == "tree"
     else:
         assert "a tree of" in out and "not about the network" in out.replace("\n", " ")
+        assert "proves       the optimum, to within" in out
     (tmp_path / "cut").write_bytes(file.read_bytes()[:-1])
     assert run(["verify", str(tmp_path / "cut"), *more]) == REFUSED
 
@@ -183,6 +214,40 @@ def test_every_changed_byte_is_refused(file: Path, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(flipped)
         with pytest.raises(CertificateError):
             verify_proof(tmp_path / "x")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of a search with open leaves."""
+    instance = correlated_instance(40, 20, correlation=0.7, seed=1)
+    problem = instance.problem(ridge=1e-2, supports=co.Budget.cardinality(20, 5))
+    result = branch_and_bound(problem, options=TreeOptions(proof=True, node_limit=4, gap=0.0))
+    assert result.stats["open_nodes"] > 1
+    path = tmp_path_factory.mktemp("stopped") / "file"
+    save_proof(result, path)
+    return path
+
+
+def test_corruptions_of_a_stopped_log_are_refused(stopped: Path, tmp_path: Path) -> None:
+    assert run(["verify", str(stopped)]) == OK
+    content, source = stopped.read_bytes(), np.random.default_rng(0)
+    for place in source.choice(len(content), size=50, replace=False).tolist():
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(source.integers(8))
+        (tmp_path / "x").write_bytes(flipped)
+        with pytest.raises(CertificateError):
+            verify_proof(tmp_path / "x")
+    arrays, _ = read_sealed(stopped)
+    steps = len(arrays["tree.parent"])
+    leaves = set(range(steps)) - set(arrays["tree.parent"].tolist())
+    for leaf in leaves:
+        refused(stopped, tmp_path / "x", without_step(leaf), "needs one child|is not proven")
+    for name in ("cutoff", "lower"):
+
+        def raised(arrays: Arrays, claims: Claims, name: str = name) -> None:
+            claims["lower"] = claims[name] = claims[name] + 1e-4 * abs(claims["upper"])
+
+        refused(stopped, tmp_path / "x", raised, "not proven|exceeds")
 
 
 def without_step(step: int) -> Callable[[Arrays, Claims], None]:
@@ -420,7 +485,7 @@ def test_no_accepted_log_claims_more_than_the_optimum(data: st.DataObject) -> No
     rise = data.draw(st.sampled_from([-1e-3, 0.0, 1e-9, 1e-3, 0.3, 2.0]))
     cutoff = optimum.objective + rise * abs(optimum.objective)
     proof = SmallTree(problem, min(cutoff, optimum.objective), ascents=3).run()
-    arrays = problem_arrays(problem) | {"solution.w": optimum.w.numpy()}
+    arrays = problem_arrays(problem) | {"solution.w": optimum.w.numpy()} | dense_arrays(problem)
     names = [f for f in proof.__dataclass_fields__ if f != "cutoff"]
     arrays |= {f"tree.{name}": np.array(getattr(proof, name)) for name in names}
     for _ in range(data.draw(st.integers(0, 3))):

@@ -173,11 +173,16 @@ def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray
     arrays["bound.multipliers"] = problem.supports.multipliers(point.gains)
     if bound.split is not None:
         arrays["bound.split"] = _numpy(bound.split)
-    if bool(problem.g.any()):
-        every = torch.ones(problem.p, dtype=torch.bool, device=problem.device)
-        dense = problem.curvature.support_solver(problem.separable, every)
-        arrays["solution.dense"] = _numpy(dense.weights)
-    return arrays
+    return arrays | dense_arrays(problem)
+
+
+def dense_arrays(problem: Problem) -> dict[str, np.ndarray]:
+    """The minimiser over all weights, which relative gaps refer to; none without a linear term."""
+    if not bool(problem.g.any()):
+        return {}
+    every = torch.ones(problem.p, dtype=torch.bool, device=problem.device)
+    dense = problem.curvature.support_solver(problem.separable, every)
+    return {"solution.dense": _numpy(dense.weights)}
 
 
 def problem_arrays(problem: Problem) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Write the log of a finished branch and bound to a file that anyone can replay."""
+"""Write the log of a branch and bound to a file that anyone can replay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from chita_opt import __version__
-from chita_opt.certificates.certificate import problem_arrays, problem_specification
+from chita_opt.certificates.certificate import (
+    dense_arrays,
+    problem_arrays,
+    problem_specification,
+)
 from chita_opt.certificates.container import array_hash, write_sealed
 from chita_opt.certificates.tree_proof import KIND, ProofReport, replay
 from chita_opt.certificates.verification import SCOPE
@@ -27,7 +31,7 @@ _TYPES = {
 
 
 class Searched(Protocol):
-    """What a tree search returns: weights, and on request the log of a finished search."""
+    """What a tree search returns: weights, and on request its log."""
 
     @property
     def solution(self) -> Solution:
@@ -41,8 +45,9 @@ class Searched(Protocol):
 def save_proof(result: Searched, path: str | Path) -> ProofReport:
     """Replay the log of a search, and write it with the problem, the incumbent and the cutoff.
 
-    The replay's arithmetic has an allowance for every rounding error, so the cutoff that is
-    written may lie below the search's own in the last digits.
+    The cutoff that is written is the least bound of the replay, whose arithmetic has an allowance
+    for every rounding error: it may lie below the search's own in the last digits, and above it
+    where an open leaf's state makes its witness stronger than the search had noticed.
 
     Parameters
     ----------
@@ -63,18 +68,17 @@ def save_proof(result: Searched, path: str | Path) -> ProofReport:
     """
     proof, problem = result.proof, result.solution.problem
     if proof is None:
-        raise CertificateError(
-            "the search left no log; ask for one with TreeOptions(proof=True), and let it finish"
-        )
+        raise CertificateError("the search left no log; ask for one with TreeOptions(proof=True)")
     arrays = problem_arrays(problem)
     described = problem_specification(problem)
     digest = array_hash(arrays, described)
     arrays["solution.w"] = result.solution.w.detach().cpu().numpy()
+    arrays |= dense_arrays(problem)
     for name, dtype in _TYPES.items():
         arrays[f"tree.{name}"] = np.asarray(getattr(proof, name), dtype=dtype)
     found = replay(arrays, described, -np.inf)
-    size = abs(found.weakest) + abs(found.at_zero)
-    cutoff = min(float(proof.cutoff), found.weakest - _MACHINES * size)
+    weakest = min(found.weakest, found.upper)
+    cutoff = weakest - _MACHINES * (abs(weakest) + abs(found.at_zero))
     if not cutoff >= proof.cutoff - _SHORT * (abs(proof.cutoff) + abs(found.at_zero)):
         raise CertificateError(
             f"the log proves a cutoff of {found.weakest:.9g} only, the search claims "
@@ -88,7 +92,7 @@ def save_proof(result: Searched, path: str | Path) -> ProofReport:
         "steps": found.steps, "method": result.solution.method,
     }  # fmt: skip
     write_sealed(path, arrays, claims)
-    return replace(found, lower=lower, gap=max(found.upper - lower, 0.0))
+    return replace(found, lower=lower)
 
 
 __all__ = ["save_proof"]

@@ -26,6 +26,7 @@ from chita_opt.certificates.problem_data import (
     read_problem,
     vector,
 )
+from chita_opt.certificates.verification import dense_minimum, increase, ratio
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
@@ -42,8 +43,9 @@ class ProofReport:
         Objective of the incumbent, recomputed, not below its exact value.
     lower : float
         No allowed weights have an objective below it.
-    gap : float
-        upper - lower.
+    increase : float
+        Modelled loss increase of the incumbent (over the dense minimum where a linear term is
+        present), which relative gaps divide by.
     steps, leaves, fixings : int
         Size of the tree.
     nnz, p : int
@@ -56,7 +58,7 @@ class ProofReport:
 
     upper: float
     lower: float
-    gap: float
+    increase: float
     steps: int
     leaves: int
     fixings: int
@@ -64,6 +66,16 @@ class ProofReport:
     p: int
     weakest: float
     at_zero: float
+
+    @property
+    def gap(self) -> float:
+        """Upper - lower."""
+        return max(self.upper - self.lower, 0.0)
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap over the modelled loss increase."""
+        return ratio(self.gap, self.increase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +149,9 @@ def replay(
     leaves, weakest = _Replay(tree, bounds, cutoff).run()
     lower = min(cutoff, upper.below)
     return ProofReport(
-        upper.above, lower, max(upper.above - lower, 0.0), len(tree.parent), leaves,
-        len(tree.fix_step), int(np.count_nonzero(w)), problem.p, weakest, bounds.at_zero.value,
+        upper.above, lower, increase(upper, dense_minimum(arrays, problem)), len(tree.parent),
+        leaves, len(tree.fix_step), int(np.count_nonzero(w)), problem.p, weakest,
+        bounds.at_zero.value,
     )  # fmt: skip
 
 

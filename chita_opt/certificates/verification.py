@@ -11,7 +11,12 @@ import numpy as np
 
 from chita_opt.certificates.arithmetic import Enclosed, dual_value, objective
 from chita_opt.certificates.container import array_hash, read_sealed
-from chita_opt.certificates.problem_data import check_support, read_problem, vector
+from chita_opt.certificates.problem_data import (
+    StoredProblem,
+    check_support,
+    read_problem,
+    vector,
+)
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
@@ -102,10 +107,20 @@ def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> V
     lower = dual_value(data, vector(arrays, "bound.witness"), split, rows, h, y)
     upper = objective(data, w)
     everything = objective(data, np.zeros_like(w))
-    dense = Enclosed(0.0, 0.0)
-    if data.g.any():
-        dense = objective(data, vector(arrays, "solution.dense", problem.p))
+    dense = dense_minimum(arrays, problem)
     return summarise(upper, lower, everything, dense, int(np.count_nonzero(w)), len(w))
+
+
+def dense_minimum(arrays: Mapping[str, Array], problem: StoredProblem) -> Enclosed:
+    """Objective at the stored minimiser over all weights; zero without a linear term."""
+    if not problem.data.g.any():
+        return Enclosed(0.0, 0.0)
+    return objective(problem.data, vector(arrays, "solution.dense", problem.p))
+
+
+def increase(upper: Enclosed, dense: Enclosed) -> float:
+    """What relative gaps divide by: the modelled loss increase, over the dense minimum if lower."""
+    return abs(upper.above) if dense.value == 0.0 else upper.above - dense.above
 
 
 def summarise(
@@ -113,10 +128,9 @@ def summarise(
 ) -> Verification:
     """Gaps from enclosed values, each rounded against the claim."""
     gap = max(upper.above - lower.below, 0.0)
-    size = abs(upper.above) if dense.value == 0.0 else upper.above - dense.above
     return Verification(
-        upper.above, lower.below, gap, ratio(gap, size), ratio(gap, abs(everything.value)), nnz, p,
-        lower.allowance,
+        upper.above, lower.below, gap, ratio(gap, increase(upper, dense)),
+        ratio(gap, abs(everything.value)), nnz, p, lower.allowance,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from chita_opt.certificates import Certificate, certify
 from chita_opt.certificates.pipeline import Effort, check_provable, less, solve_certified
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli.options import TREE_GAP, EffortChoice, OutputChoice, TreeChoice
-from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, stages
+from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, stages
 from chita_opt.cli.solving import (
     Request,
     certificate_report,
@@ -187,9 +187,13 @@ def _save_proof(found: Proven, path: Path) -> dict[str, Any]:
     from chita_opt.certificates import save_proof
 
     if found.tree is None or found.tree.proof is None:
-        return {"proof_steps": 0, "proof_note": f"{found.status}: an unfinished tree has no proof"}
-    save_proof(found.tree, path)
-    return {"proof_steps": found.tree.proof.steps}
+        return {"proof_steps": 0, "proof_note": f"{found.status}: no tree, or H is singular"}
+    report = save_proof(found.tree, path)
+    return {
+        "proof_steps": report.steps,
+        "proof_lower": report.lower,
+        "proof_gap": report.relative_gap,
+    }
 
 
 def _lines(report: dict[str, Any]) -> str:
@@ -199,6 +203,11 @@ def _lines(report: dict[str, Any]) -> str:
     if "certificate_lower" in report:
         lines.append(f"certificate  {report['certificate_lower']:.8g} by its one witness")
     if "proof_steps" in report:
-        note = report.get("proof_note", f"{report['proof_steps']:,} steps")
-        lines.append(f"proof        {note}")
+        lines.append(f"proof        {report.get('proof_note') or _proof_line(report)}")
     return "\n".join([*lines, SCOPE_SENTENCE])
+
+
+def _proof_line(report: dict[str, Any]) -> str:
+    """What the log that was written proves."""
+    bound = f"lower bound {report['proof_lower']:.8g}, gap {percent(report['proof_gap'])}"
+    return f"{report['proof_steps']:,} steps, {bound}"

@@ -135,6 +135,7 @@ class Tree:
                 status = Status.TIME_LIMIT
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
+            self.search.undo()
         return self._finish(status)
 
     def _search(self) -> bool:
@@ -161,19 +162,23 @@ class Tree:
             self.problem, torch.from_numpy(np.array(self.best.w)), "branch_and_bound", status,
             self.clock.elapsed, self.clock.trace, {"nodes": search.nodes},
         )  # fmt: skip
-        lower = min(search.lower, solution.objective)
+        proof = self._proof()
+        lower = search.lower if proof is None else max(search.lower, proof.cutoff)
         return TreeResult(
-            solution, lower, status, search.nodes, self.clock.elapsed, search.root,
-            tuple(self.progress.history), self._proof(status),
+            solution, min(lower, solution.objective), status, search.nodes, self.clock.elapsed,
+            search.root, tuple(self.progress.history), proof,
             {"newton_steps": float(search.newton), "open_nodes": float(search.open_nodes)},
         )  # fmt: skip
 
-    def _proof(self, status: Status) -> TreeProof | None:
-        """The log of a finished search; its claim is what every leaf reached, less rounding."""
-        if self.log is None or status is not Status.OPTIMAL:
+    def _proof(self) -> TreeProof | None:
+        """The log; its claim is what every leaf, open ones included, reaches, less rounding."""
+        if self.log is None:
             return None
-        claim = min(self.search.cutoff, self.search.closed)
-        return self.log.finish(claim - 1e-9 * self.search.scale)
+        search = self.search
+        claim = min(search.closed, search.cutoff, self.log.leave_open(search.waiting))
+        if not claim > -np.inf:  # not even the dense minimum can be proven: H is singular
+            return None
+        return self.log.finish(claim - 1e-9 * search.scale)
 
 
 __all__ = ["branch_and_bound"]

@@ -45,7 +45,7 @@ class Checkpoint:
         if self.path is None or not (force or now - self._last >= self.interval):
             return
         self._last = now
-        nodes = [item[2] for item in search.heap] + search.dive
+        nodes = search.waiting
         arrays = {
             name: np.array([getattr(n, name) for n in nodes])
             for name in ("state", "lower", "d", "z", "nu", "mu", "depth")

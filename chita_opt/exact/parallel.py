@@ -87,9 +87,8 @@ def search_below(
     for node in nodes:
         search.push(node)
     search.run(lambda: time.perf_counter() > end)
-    still = [item[2] for item in search.heap] + search.dive
     best = heapq.nsmallest(_RETURNED, proposals.best, key=lambda pair: pair[0])
-    return still, (search.closed, search.nodes, search.newton), best
+    return search.waiting, (search.closed, search.nodes, search.newton), best
 
 
 def run_parallel(
@@ -123,7 +122,7 @@ def _round(
 ) -> None:  # fmt: skip
     """Hand out the best nodes, wait, take everything back."""
     workers, solver = options.workers, search.solver
-    everything = [item[2] for item in search.heap] + search.dive
+    everything = search.waiting
     everything.sort(key=lambda node: node.lower)
     handed, kept = everything[: _HANDED * workers], everything[_HANDED * workers :]
     left = clock.remaining
@@ -133,6 +132,7 @@ def _round(
         delayed(search_below)(solver.quadratic, solver.allowed, handed[i::workers], path, limits)
         for i in range(workers)
     )  # an interrupt up to here leaves all nodes open
+    search.remember()
     search.heap, search.dive = [], []
     for node in kept:
         search.push(node)
@@ -144,4 +144,5 @@ def _round(
         search.newton += newton
         for _, support in best:
             search.upper = min(search.upper, search.offer(support))
+    search.settle()
     shared.lower_to(search.upper)

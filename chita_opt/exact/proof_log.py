@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.linalg import lapack
 
+from chita_opt.errors import CurvatureError
 from chita_opt.exact.node import Node, Witness
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
 from chita_opt.exact.result import TreeProof
@@ -15,6 +16,7 @@ from chita_opt.supports.base import Array
 if TYPE_CHECKING:
     from chita_opt.exact.bounding import NodeBound
 
+Mark = tuple[int, int, int]
 _TINY = 1e-10  # split on weights fixed in, relative to the diagonal of H
 _INWARD = 1.0 - 1e-7  # factor on splits, so that a verifier's proof has room
 
@@ -37,6 +39,20 @@ class ProofLog:
         self.fixings: list[tuple[int, int, int]] = []
         self.witnesses: list[Array] = []
         self.splits: list[Array] = []
+        self.bounds: list[float] = []
+
+    def mark(self) -> Mark:
+        """How long the log is now."""
+        return len(self.parent), len(self.fixings), len(self.witnesses)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget what was written since ``mark``: a node that an interrupt left half done."""
+        steps, fixings, rows = mark
+        for column in (self.parent, self.side, self.branch, self.witness_row):
+            del column[steps:]
+        del self.fixings[fixings:]
+        for rest in (self.witnesses, self.splits, self.bounds):
+            del rest[rows:]
 
     def enter(self, parent: int, side: int) -> int:
         """A new step below ``parent``; its number."""
@@ -55,13 +71,13 @@ class ProofLog:
         self.fixings += [(step, int(j), int(x)) for j, x in zip(index, values, strict=True)]
 
     def close(self, node: Node) -> None:
-        """A child that its parent's witness closes.
+        """A leaf that was not bounded itself: the best witness above it is its own.
 
         Rows that were fixed out since then are dropped: with
         :math:`v' = v_R + Q_{RR}^{-1}Q_{RO}v_O` the pulls r stay, and the bound does not fall.
         """
         step = self.enter(node.step, node.side)
-        row = self.witness_row[step] = node.witness_row
+        row = self.witness_row[step] = self._best_above(node)
         if row < 0:
             return
         v, d, q = self.witnesses[row], self.splits[row], self.quadratic
@@ -73,11 +89,37 @@ class ProofLog:
             point, split = np.zeros(q.size), np.zeros(q.size)
             point[rest] = v[rest] + lapack.dposv(Q, right, lower=1)[1]
             split[rest] = d[rest]
-            self.witness_row[step] = self._append(point, split)
+            self.witness_row[step] = self._append(point, split, self.bounds[row])
 
-    def _append(self, v: Array, d: Array) -> int:
+    def _best_above(self, node: Node) -> int:
+        """Row of the highest bound on the way to a node; at an open root the dense minimum."""
+        if node.step < 0:
+            every = np.arange(self.quadratic.size)
+            try:
+                return self.prove_leaf(every, self.quadratic.solve(every)[0])[0]
+            except CurvatureError:
+                return -1
+        best, step = node.witness_row, node.step
+        while step >= 0:
+            row = self.witness_row[step]
+            if row >= 0 and (best < 0 or self.bounds[row] > self.bounds[best]):
+                best = row
+            step = self.parent[step]
+        return best
+
+    def leave_open(self, nodes: list[Node]) -> float:
+        """Write the open nodes of a search that was stopped as leaves; the least bound of all."""
+        least = float("inf")
+        for node in nodes:
+            self.close(node)
+            row = self.witness_row[-1]
+            least = min(least, self.bounds[row] if row >= 0 else -np.inf)
+        return least
+
+    def _append(self, v: Array, d: Array, lower: float) -> int:
         self.witnesses.append(v)
         self.splits.append(d)
+        self.bounds.append(lower)
         return len(self.witnesses) - 1
 
     def prove(self, bound: NodeBound, d: Array, v: Array) -> Witness | None:
@@ -108,7 +150,7 @@ class ProofLog:
         lower = base - float(s[inside].sum()) - value
         lower -= q.rounding(value)
         costs = bound.restricted.exchange(s[~inside], mask)
-        return Witness(lower, mask, costs, self._append(point, split))
+        return Witness(lower, mask, costs, self._append(point, split, lower))
 
     def prove_leaf(self, support: Array, w: Array) -> tuple[int, float]:
         """The exact weights of a support as a witness; its row and bound."""
@@ -117,7 +159,8 @@ class ProofLog:
         q = self.quadratic
         point, split = np.zeros(q.size), np.zeros(q.size)
         if not len(support):
-            return self._append(point, split), q.const - q.rounding(q.const)
+            lower = q.const - q.rounding(q.const)
+            return self._append(point, split, lower), lower
         point[support] = w
         H = np.asfortranarray(q.H[np.ix_(support, support)])
         mask = np.zeros(q.size, dtype=bool)
@@ -128,7 +171,8 @@ class ProofLog:
         split[support] = d
         s, base = self._gains(H, support, w, d)
         lower = base - float(s.sum())
-        return self._append(point, split), lower - q.rounding(lower)
+        lower -= q.rounding(lower)
+        return self._append(point, split, lower), lower
 
     def _gains(self, H: Array, rest: Array, v: Array, d: Array) -> tuple[Array, float]:
         """Gains r^2 / 2d over the weights not fixed out, and the rest of the bound."""

@@ -88,7 +88,7 @@ class TreeResult:
     history : tuple of HistoryRow
         Bound and incumbent over time.
     proof : TreeProof or None
-        On request, of a finished search.
+        On request; of a search that was stopped it proves the bound reached by then.
     """
 
     solution: Solution

@@ -11,10 +11,12 @@ import numpy as np
 
 from chita_opt.exact.node import Node
 from chita_opt.exact.node_solver import NodeSolver
+from chita_opt.exact.proof_log import Mark
 from chita_opt.supports.base import Array
 
 Offer = Callable[[Array], float]
 Stop = Callable[[], bool]
+Entry = tuple[float, int, Node]
 _SPILL = 0.25  # share of the open nodes that goes depth-first at a time
 
 
@@ -53,9 +55,10 @@ class Search:
     newton: int = 0
     root: float = -np.inf
     root_point: Node | None = None
-    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    heap: list[Entry] = field(default_factory=list)
     dive: list[Node] = field(default_factory=list)
     _ticket: count[int] = field(default_factory=count)
+    _before: tuple[list[Entry], list[Node], Mark | None] | None = None
 
     @property
     def scale(self) -> float:
@@ -79,6 +82,11 @@ class Search:
         """How many nodes wait."""
         return len(self.heap) + len(self.dive)
 
+    @property
+    def waiting(self) -> list[Node]:
+        """The open nodes."""
+        return [entry[2] for entry in self.heap] + self.dive
+
     def push(self, node: Node) -> None:
         """Add an open node."""
         heapq.heappush(self.heap, (node.lower, next(self._ticket), node))
@@ -86,17 +94,37 @@ class Search:
     def run(self, stop: Stop) -> bool:
         """Search until the gap is closed (True) or ``stop`` says so."""
         while self.open_nodes:
+            if self.lower < self.cutoff and stop():
+                return False
+            self.remember()
             if self.lower >= self.cutoff:
                 self._close_rest()
-                return True
-            if stop():
-                return False
-            self._spill()
-            self._step(stop)
+            else:
+                self._spill()
+                self._step(stop)
+            self.settle()
         return True
 
+    def remember(self) -> None:
+        """What is open before nodes are taken, for an interrupt that comes before they are done."""
+        log = self.solver.log
+        self._before = list(self.heap), list(self.dive), None if log is None else log.mark()
+
+    def settle(self) -> None:
+        """The nodes taken are done."""
+        self._before = None
+
+    def undo(self) -> None:
+        """After an interrupt: what was open before the step is open again, none lost or doubled."""
+        if self._before is None:
+            return
+        self.heap, self.dive, mark = self._before
+        if self.solver.log is not None and mark is not None:
+            self.solver.log.rewind(mark)
+        self.settle()
+
     def _step(self, stop: Stop) -> None:
-        """Close or branch one node; an interrupt leaves it open."""
+        """Close or branch one node."""
         node = self.dive[-1] if self.dive else self.heap[0][2]
         if node.lower >= self.cutoff:
             self._take()
@@ -135,7 +163,7 @@ class Search:
 
     def _close_rest(self) -> None:
         """Every open node's bound reaches the cutoff."""
-        for node in [item[2] for item in self.heap] + self.dive:
+        for node in self.waiting:
             self._close(node)
         self.heap, self.dive = [], []
 
