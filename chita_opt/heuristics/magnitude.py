@@ -50,13 +50,18 @@ def backsolve(
 
 def one_step_support(problem: Problem) -> Tensor:
     """Support of ``w_bar - tau g`` with the line search's tau on the magnitude support."""
-    supports, g = problem.supports, problem.g
-    mask = supports.best_support(problem.scores)
+    return problem.supports.best_support(one_step_point(problem).square())
+
+
+def one_step_point(problem: Problem) -> Tensor:
+    """``w_bar - tau g``, tau exact for the gradient on the magnitude support."""
+    g = problem.g
     if not bool(g.any()):
-        return mask
+        return problem.w_bar
+    mask = problem.supports.best_support(problem.scores)
     step = torch.where(mask, g, torch.zeros_like(g))
     size = float(step @ step)
     if size == 0.0:
-        return mask
+        return problem.w_bar
     bend = 2.0 * problem.curvature.quadratic(step) + float((problem.rho * step) @ step)
-    return supports.best_support((problem.w_bar - size / bend * g).square())
+    return problem.w_bar - size / bend * g

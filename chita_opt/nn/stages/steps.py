@@ -1,0 +1,120 @@
+"""Steps of multi-stage pruning: a fast one, and any method of the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from chita_opt.errors import MethodError
+from chita_opt.heuristics import METHODS, solve
+from chita_opt.heuristics.magnitude import one_step_point
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.stages.state import StageAnswer, StageState, Step
+from chita_opt.problem import Problem
+
+_TIE = 1e-12  # of the largest magnitude, times the share of the largest gradient
+
+
+@dataclass(frozen=True)
+class Refit:
+    r"""The support by a score among all weights, then the weights on it solved exactly.
+
+    Attributes
+    ----------
+    score : {"magnitude", "step"}
+        Largest :math:`|w_j|`, or largest after one gradient step with exact line search (the
+        ``prune_ls`` of CHITA's released code), by which pruned weights return sooner. Equal
+        magnitudes, as those of pruned weights, are told apart by the gradient.
+    layer_power : float
+        Scores are divided by the root mean square of their layer's live weights to this power:
+        0 compares weights of different layers as they are, 1 as shares of their layer.
+    exact : bool
+        Solve to float64 rather than to the precision of the gradient rows.
+    """
+
+    score: Literal["magnitude", "step"] = "magnitude"
+    layer_power: float = 0.0
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score not in ("magnitude", "step"):
+            raise MethodError(f"score is {self.score!r}; choose 'magnitude' or 'step'")
+        if not 0.0 <= self.layer_power <= 1.0:
+            raise MethodError(f"layer_power is {self.layer_power}; give a number in [0, 1]")
+
+    def __call__(self, state: StageState) -> StageAnswer:
+        """Solve one stage."""
+        problem = state.problem
+        mask = problem.supports.best_support(self.scores(problem, state.layer_map).square())
+        solver = problem.curvature.support_solver(problem.separable, mask, exact=self.exact)
+        return StageAnswer(solver.weights, {"objective": solver.value})
+
+    def scores(self, problem: Problem, layers: LayerMap) -> Tensor:
+        """The score of every weight, (p,) float64."""
+        if self.score == "step":
+            scores = one_step_point(problem).abs()
+        else:
+            scores = problem.w_bar.abs()
+            steepest = float(problem.g.abs().max())
+            if steepest > 0.0:
+                scores = scores + _TIE * float(scores.max()) / steepest * problem.g.abs()
+        return layer_scaled(scores, problem.w_bar, layers, self.layer_power)
+
+
+def layer_scaled(scores: Tensor, weights: Tensor, layers: LayerMap, power: float) -> Tensor:
+    """Scores over the root mean square of each layer's live weights, to a power.
+
+    A layer of larger weights is no more worth keeping for that: its activations may be smaller.
+    Parameters without live weights keep their scores.
+    """
+    if not power:
+        return scores
+    scaled = scores.clone()
+    for item in layers:
+        part = slice(item.start, item.stop)
+        live = weights[part][weights[part] != 0]
+        if len(live):
+            scaled[part] /= live.square().mean().sqrt() ** power
+    return scaled
+
+
+@dataclass(frozen=True)
+class Solve:
+    """One method of the table on every stage's problem.
+
+    Attributes
+    ----------
+    method : str
+        A name of ``METHODS``, or "auto".
+    """
+
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method != "auto" and self.method not in METHODS:
+            raise MethodError(
+                f"method {self.method!r} is not known; choose fast, auto, {', '.join(METHODS)}"
+            )
+
+    def __call__(self, state: StageState) -> StageAnswer:
+        """Solve one stage."""
+        found = solve(state.problem, self.method, time_limit=state.time_limit, seed=state.seed)
+        return StageAnswer(found.w, {"objective": found.objective, "method": found.method})
+
+
+def as_step(method: str | Step) -> Step:
+    """The step of a name: "fast" is :class:`Refit`, other names are methods of the table.
+
+    Raises
+    ------
+    MethodError
+        If there is no such method.
+    """
+    if not isinstance(method, str):
+        return method
+    return Refit() if method == "fast" else Solve(method)
+
+
+__all__ = ["Refit", "Solve", "as_step", "layer_scaled"]
