@@ -82,8 +82,10 @@ def build_problem(
     layer_map: LayerMap,
     supports: SupportFamily,
     options: PruneOptions,
+    *,
+    out: Tensor | None = None,
 ) -> NetworkProblem:
-    """Measure the curvature and put the problem together."""
+    """Measure the curvature and put the problem together; ``out`` is memory for gradient rows."""
     if options.curvature == "inputs":
         return _from_inputs(model, data, layer_map, supports, options)
     if loss_fn is None:
@@ -101,6 +103,7 @@ def build_problem(
         ),
         memory_limit=options.memory_limit,
         progress=lambda done, total: options.tell("gradients", done, total),
+        out=out,
     )
     w_bar = layer_map.weights(model)
     problem = from_gradients(

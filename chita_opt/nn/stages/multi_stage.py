@@ -146,6 +146,7 @@ class _Run:
         self.progress = Progress(layer_map.weights(model))
         self.notes: dict[str, Any] = {}
         self.problem: Problem | None = None  # of the stage under way, once it is posed
+        self.buffer: Tensor | None = None  # memory of the gradient rows
 
     def run(self, step: Step, checkpoint: Checkpoint, clock: Clock) -> Status:
         """All stages that are left, or as many as time allows; the weights fit the last family."""
@@ -197,10 +198,18 @@ class _Run:
         """The problem around the current weights."""
         own, left = self.options.of_stage(stage), clock.remaining
         network = build_problem(
-            self.model, self.loss_fn, self.data, self.layer_map, self.families[place], own
+            self.model,
+            self.loss_fn,
+            self.data,
+            self.layer_map,
+            self.families[place],
+            own,
+            out=self.buffer,
         )
         self.notes |= {name: network.notes[name] for name in _NOTES}
         self.problem = network.problem
+        if own.device is None:  # else the rows on the model's device are not at hand
+            self.buffer = network.problem.curvature.arrays()["columns"]
         return StageState(
             stage=place,
             stages=self.options.stages,
