@@ -67,7 +67,7 @@ class OuterProducts:
             )
             deltas = dict(zip(self._outputs, grads, strict=True))
             for item in self._loss.layer_map:
-                self._write(item, deltas[item.module_name], block[item.start : item.stop])
+                self._write(item, deltas[item.module_name], self._own(item, block))
         finally:
             self._inputs, self._outputs = {}, {}
         return float(losses.detach().mean())
@@ -80,6 +80,10 @@ class OuterProducts:
         """
         one_product = 8 * max(self._loss.layer_map.sizes)
         return (5 * saved + self._window_bytes) * samples + one_product
+
+    def _own(self, item: LayerSlice, block: Tensor) -> Tensor:
+        """The part of the block that belongs to a parameter."""
+        return block[item.start : item.stop]
 
     def _checked(self, item: LayerSlice) -> nn.Module:
         module = self._loss.model.get_submodule(item.module_name)

@@ -1,0 +1,109 @@
+"""Fresh gradient rows at any weights, from samples that were not held out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chita_opt.errors import DataError
+from chita_opt.nn.evaluation import evaluating, full_precision, model_device
+from chita_opt.nn.gradients import gradient_rows
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.outer_products import NotApplicable
+from chita_opt.nn.row_engines import RowLoss
+from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
+from chita_opt.nn.trust.expansion import Expansion
+from chita_opt.nn.trust.support_rows import SupportRows
+
+_CHUNK = 8192  # samples in one pass
+
+
+class LossRows:
+    """Draws samples and measures gradient rows at the weights asked for.
+
+    Parameters
+    ----------
+    model, loss_fn, data, layer_map
+        As for :func:`chita_opt.nn.gradient_rows`; the model is copied.
+    pool : Tensor
+        Numbers of the samples that may be drawn.
+    batch_size : int
+        Samples of a row, m.
+    seed : int
+        Of the draws.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        data: Any,
+        layer_map: LayerMap,
+        *,
+        pool: Tensor,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.loss_fn, self.data = copy.deepcopy(model), loss_fn, data
+        self.layer_map, self.pool, self.batch_size = layer_map, pool, batch_size
+        self.samples = 0
+        self._random = torch.Generator().manual_seed(seed)
+        self._buffer: Tensor | None = None
+
+    def everywhere(self, w: Tensor, rows: int) -> Expansion:
+        """The expansion over all weights; the next call may overwrite its rows."""
+        self.layer_map.write_(self.model, w)
+        found = gradient_rows(
+            self.model,
+            self.loss_fn,
+            self.data,
+            self.layer_map,
+            RowChoice(index=self._draw(rows)),
+            out=self._memory(rows),
+        )
+        self._buffer = found.At
+        return Expansion(found.At, w, self.batch_size)
+
+    def on(self, w: Tensor, index: Tensor, rows: int) -> Expansion:
+        """The expansion over the weights at ``index`` (s,) alone."""
+        self.layer_map.write_(self.model, w)
+        source = open_rows(self.data, RowChoice(index=self._draw(rows)))
+        try:
+            return Expansion(self._support_rows(source, index), w[index], self.batch_size)
+        except NotApplicable:
+            columns = self.everywhere(w, rows).columns[index]
+            return Expansion(columns, w[index], self.batch_size)
+
+    def _support_rows(self, source: RowSource, index: Tensor) -> Tensor:
+        device = model_device(self.model)
+        columns = torch.empty(len(index), source.rows, device=device)
+        with evaluating(self.model), full_precision(device):
+            engine = SupportRows(RowLoss(self.model, self.loss_fn, self.layer_map), index)
+            done = 0
+            for x, y in source.chunks(max(1, _CHUNK // self.batch_size)):
+                count = len(x) // self.batch_size
+                engine.rows_(x.to(device), y.to(device), columns[:, done : done + count])
+                done += count
+        return columns
+
+    def _draw(self, rows: int) -> Tensor:
+        need = rows * self.batch_size
+        if need > len(self.pool):
+            raise DataError(
+                f"{rows} rows of {self.batch_size} samples need {need}, {len(self.pool)} samples "
+                "are not held out; lower rows or batch_size"
+            )
+        self.samples += need
+        chosen = torch.randperm(len(self.pool), generator=self._random)[:need]
+        return self.pool[chosen].reshape(rows, self.batch_size)
+
+    def _memory(self, rows: int) -> Tensor | None:
+        fits = self._buffer is not None and self._buffer.shape[1] == rows
+        return self._buffer if fits else None
+
+
+__all__ = ["LossRows"]
