@@ -49,6 +49,15 @@ class Trace:
         """Second column."""
         return [v for _, v in self.rows]
 
+    def then(self, later: Trace, begin: float) -> Trace:
+        """These rows and those of a ``later`` trace, begun after ``begin`` s, that are lower."""
+        rows, best = list(self.rows), self.rows[-1][1] if self.rows else float("inf")
+        for t, value in later.rows:
+            if value < best:
+                rows.append((begin + t, value))
+                best = value
+        return Trace(tuple(rows))
+
 
 class Clock:
     """Monotonic clock with a time limit over a whole call, and a trace that it stamps.
@@ -159,6 +168,13 @@ class Solution:
     def sparsity(self) -> float:
         """Share of zero weights."""
         return 1.0 - self.nnz / self.problem.p
+
+    def passes(self) -> float:
+        """The cost in passes over the data: ``seconds`` over :attr:`Curvature.pass_seconds`.
+
+        The pass is measured on the first call for a curvature, never while a method runs.
+        """
+        return self.seconds / self.problem.curvature.pass_seconds
 
     @cached_property
     def is_feasible(self) -> bool:

@@ -17,8 +17,15 @@ METHOD_NAMES = (
     "coordinate_descent",
     "iht",
     "chita",
+    "wanda",
+    "woodfisher",
+    "mfac",
+    "cbs",
+    "iobs",
+    "blockwise",
     "local_search",
     "relax_round",
+    "best",
 )
 
 EXACT_NAMES = ("bnb", "highs", "relaxation")

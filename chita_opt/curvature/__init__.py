@@ -5,6 +5,7 @@ from chita_opt.curvature.block_diagonal import BlockDiagonal
 from chita_opt.curvature.dense import Dense
 from chita_opt.curvature.low_rank import LowRank
 from chita_opt.curvature.shared_rows import SharedRows
+from chita_opt.curvature.uncoupled import without_coupling
 
 __all__ = [
     "BlockDiagonal",
@@ -14,4 +15,5 @@ __all__ = [
     "SeparablePart",
     "SharedRows",
     "SupportSolver",
+    "without_coupling",
 ]

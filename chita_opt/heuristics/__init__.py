@@ -1,25 +1,42 @@
 """Fast methods, one signature, one table."""
 
-from chita_opt.heuristics.chita import chita, coordinate_descent
-from chita_opt.heuristics.iht import iht
+from chita_opt.heuristics.blockwise import blockwise
+from chita_opt.heuristics.cbs import cbs
+from chita_opt.heuristics.chita import chita
+from chita_opt.heuristics.coordinate_descent import coordinate_descent
+from chita_opt.heuristics.iht import Descent, iht
+from chita_opt.heuristics.iobs import iobs
 from chita_opt.heuristics.local_search import local_search
 from chita_opt.heuristics.magnitude import backsolve, magnitude
-from chita_opt.heuristics.methods import METHODS, Method, choose_method, solve
+from chita_opt.heuristics.methods import METHODS, Method, choose_method, polished, solve
+from chita_opt.heuristics.mfac import mfac
+from chita_opt.heuristics.portfolio import best
 from chita_opt.heuristics.relax_round import FAST, THOROUGH, RoundingOptions, relax_round
+from chita_opt.heuristics.wanda import wanda
+from chita_opt.heuristics.woodfisher import woodfisher
 
 __all__ = [
     "FAST",
     "METHODS",
     "THOROUGH",
+    "Descent",
     "Method",
     "RoundingOptions",
     "backsolve",
+    "best",
+    "blockwise",
+    "cbs",
     "chita",
     "choose_method",
     "coordinate_descent",
     "iht",
+    "iobs",
     "local_search",
     "magnitude",
+    "mfac",
+    "polished",
     "relax_round",
     "solve",
+    "wanda",
+    "woodfisher",
 ]

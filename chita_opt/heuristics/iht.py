@@ -10,12 +10,15 @@ ICML 2023, §3.2 and Appendix; the closed form of τ_c there is the cardinality 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from chita_opt.errors import MethodError
 from chita_opt.heuristics.incumbent import Incumbent, keep_scores
+from chita_opt.heuristics.starts import start_supports
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
@@ -39,41 +42,76 @@ class IhtPoint:
         return cls(w, image, problem.curvature.energy(image) + problem.separable.value(x))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """How far to go on one active set.
+
+    Attributes
+    ----------
+    max_iter : int
+        Gradient steps.
+    tol : float
+        Stop when the objective falls by less than ``tol`` times its size.
+    momentum : float
+        In [0, 1): before each step, go on by so much of the last one and project, where that
+        lowers the objective; 0 for none.
+    """
+
+    max_iter: int = 200
+    tol: float = 1e-7
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise MethodError(f"momentum is {self.momentum}; it must lie in [0, 1)")
+
+
 def iht(
     problem: Problem,
     *,
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    max_iter: int = 200,
-    tol: float = 1e-7,
+    starts: int = 1,
+    descent: Descent | None = None,
 ) -> Solution:
     """Iterative hard thresholding over all weights, then an exact backsolve.
 
     Parameters
     ----------
-    problem, start, time_limit, seed
-        As for every method; ``seed`` is unused.
-    max_iter : int
-        Gradient steps.
-    tol : float
-        Stop when the objective falls by less than ``tol`` times its size.
+    problem, start, time_limit
+        As for every method.
+    seed : int
+        Of the random starts.
+    starts : int
+        Supports to begin from: ``start``'s or the best by :func:`keep_scores`, then random
+        stratified ones.
+    descent : Descent, optional
+        Steps, accuracy and momentum.
     """
     best = Incumbent(problem, time_limit, start)
-    stats: dict[str, object] = {}
-    status = Status.ITERATION_LIMIT
+    steps, status = 0, Status.ITERATION_LIMIT
     with best.until_interrupt():
-        w = start.w if start is not None else _first_point(problem)
-        point = IhtPoint.at(problem, w)
-        best.offer(point.w, point.value)
-        done, stats["iterations"] = descend(problem, point, best, None, max_iter, tol)
-        status = Status.STATIONARY if done else status
-    return best.finish("iht", status, stats=stats)
+        first = problem.supports.best_support(keep_scores(problem))
+        for w in first_points(problem, start, first, starts, seed):
+            point = IhtPoint.at(problem, w)
+            best.offer(point.w, point.value)
+            done, count = descend(problem, point, best, None, descent or Descent())
+            status, steps = Status.STATIONARY if done else status, steps + count
+            if best.clock.expired:
+                break
+    return best.finish("iht", status, stats={"iterations": steps})
 
 
-def _first_point(problem: Problem) -> Tensor:
-    mask = problem.supports.best_support(keep_scores(problem))
-    return torch.where(mask, problem.w_bar, torch.zeros_like(problem.w_bar))
+def first_points(
+    problem: Problem, start: Solution | None, first: Tensor, starts: int, seed: int
+) -> Iterator[Tensor]:
+    """``start``'s weights or the dense ones on ``first``, then on random stratified supports."""
+    for number, mask in enumerate(start_supports(problem, first, starts, seed)):
+        if number == 0 and start is not None:
+            yield start.w
+        else:
+            yield torch.where(mask, problem.w_bar, torch.zeros_like(problem.w_bar))
 
 
 def descend(
@@ -81,20 +119,39 @@ def descend(
     point: IhtPoint,
     best: Incumbent,
     active: Tensor | None,
-    max_iter: int,
-    tol: float,
+    descent: Descent,
 ) -> tuple[bool, int]:
     """Steps on the ``active`` weights (an index; None for all); (whether it converged, steps)."""
-    for count in range(max_iter):
-        previous = point.value
+    last = (point.w, point.image)
+    for count in range(descent.max_iter):
+        previous, here = point.value, (point.w, point.image)
+        if descent.momentum:
+            _go_on(problem, point, last, descent.momentum)
         gradient = active_gradient(problem, point, active)
         moved = thresholded_step(problem, point, gradient)
+        last = here
         best.offer(point.w, point.value)
-        if not moved or previous - point.value <= tol * max(abs(point.value), 1e-12):
+        small = descent.tol * max(abs(point.value), 1e-12)
+        if not moved or previous - point.value <= small:
             return True, count + 1
         if best.clock.expired:
             return False, count + 1
-    return False, max_iter
+    return False, descent.max_iter
+
+
+def _go_on(problem: Problem, point: IhtPoint, last: tuple[Tensor, Tensor], momentum: float) -> None:
+    """Extrapolate the last step and project, if the objective falls; data are read only then."""
+    v = point.w + momentum * (point.w - last[0])
+    mask = problem.supports.best_support(v.square()) & (v != 0)
+    if mask.equal(v != 0):
+        image = point.image + momentum * (point.image - last[1])
+        x = v - problem.w_bar
+        value = problem.curvature.energy(image) + problem.separable.value(x)
+        trial = IhtPoint(v, image, value)
+    else:
+        trial = IhtPoint.at(problem, torch.where(mask, v, torch.zeros_like(v)))
+    if trial.value < point.value:
+        point.w, point.image, point.value = trial.w, trial.image, trial.value
 
 
 def active_gradient(problem: Problem, point: IhtPoint, active: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ keep the support allowed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def choose_candidates(problem: Problem, solver: SupportSolver, count: int) -> Te
         mask, solver.weights.square() * rho, solver.pull.square() / rho.clamp_min(1e-12)
     )
     margins = problem.supports.exchange_margins(0.5 * raw, mask)
-    wide = _both_sides(margins, mask, 2 * count)
+    wide = both_sides(margins, mask, 2 * count)
     scores = 0.5 * raw
     inside, outside = wide[mask[wide]], wide[~mask[wide]]
     solver.prepare(wide)
@@ -120,10 +121,10 @@ def choose_candidates(problem: Problem, solver: SupportSolver, count: int) -> Te
     margins = problem.supports.exchange_margins(scores, mask)
     narrow = torch.full_like(margins, torch.inf)
     narrow[wide] = margins[wide]
-    return _both_sides(narrow, mask, count)
+    return both_sides(narrow, mask, count)
 
 
-def _both_sides(margins: Tensor, mask: Tensor, count: int) -> Tensor:
+def both_sides(margins: Tensor, mask: Tensor, count: int) -> Tensor:
     """The ``count`` smallest finite margins, half of them kept weights and half pruned ones."""
     chosen = []
     for side in (mask, ~mask):
@@ -169,9 +170,21 @@ def _tableau(solver: SupportSolver, chosen: Tensor, fixed: Tensor) -> Tableau:
     return Tableau.swept(V, u, inside, solver.value)
 
 
+class Exchanges(Protocol):
+    """A small problem whose exchanges are known exactly; :class:`Tableau` is one."""
+
+    inside: Tensor
+
+    def toggle(self, j: int) -> None: ...
+    def exchange(self, a: int, b: int) -> float: ...
+    def best_exchanges(
+        self, allowed: Tensor | None, out: Tensor, into: Tensor, count: int = 1
+    ) -> list[tuple[float, int, int]]: ...
+
+
 def swap_down(
     problem: Problem,
-    tableau: Tableau,
+    tableau: Exchanges,
     chosen: Tensor,
     fixed: Tensor,
     options: SearchOptions,
@@ -210,7 +223,7 @@ def swap_down(
 
 def _still_pays(
     problem: Problem,
-    tableau: Tableau,
+    tableau: Exchanges,
     mask: Tensor,
     chosen: Tensor,
     pair: tuple[int, int],

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from chita_opt.curvature import LowRank
 from chita_opt.errors import MethodError
-from chita_opt.heuristics.chita import chita, coordinate_descent
+from chita_opt.heuristics.blockwise import blockwise
+from chita_opt.heuristics.cbs import cbs
+from chita_opt.heuristics.chita import chita
+from chita_opt.heuristics.coordinate_descent import coordinate_descent
 from chita_opt.heuristics.iht import iht
 from chita_opt.heuristics.local_search import local_search
+from chita_opt.heuristics.iobs import iobs
 from chita_opt.heuristics.magnitude import backsolve, magnitude
-from chita_opt.heuristics.relax_round import relax_round
+from chita_opt.heuristics.mfac import mfac
+from chita_opt.heuristics.portfolio import best
+from chita_opt.heuristics.relax_round import relax_round, relaxes_cheaply
+from chita_opt.heuristics.wanda import wanda
+from chita_opt.heuristics.woodfisher import woodfisher
 from chita_opt.problem import Problem
-from chita_opt.solution import Solution
-
-_LIGHT = 2000  # weights up to which every relaxation is cheap
+from chita_opt.solution import Solution, Status
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ METHODS: dict[str, Method] = {
         ),
         Method("iht", "hard thresholding with exact line search, then backsolve", iht),
         Method("chita", "CHITA single stage: active set, thresholding, backsolve", chita),
+        Method("wanda", "largest |w| sqrt(H_jj), weights unchanged", wanda, improves_start=False),
+        Method("woodfisher", "one inverse, one removal statistic, exact update", woodfisher),
+        Method("mfac", "the removal statistic anew along a path of supports", mfac),
+        Method("cbs", "swaps on the cost of zeroing weights, then the exact update", cbs),
+        Method("iobs", "thresholding after steps with an inverse curvature", iobs),
+        Method("blockwise", "block after block without its coupling, then sweeps", blockwise),
         Method("local_search", "best exact swaps from any solution", local_search),
         Method(
             "relax_round",
@@ -68,18 +79,14 @@ METHODS: dict[str, Method] = {
             needs_ridge=True,
             needs_thresholds=True,
         ),
+        Method("best", "several of them in turn, swaps and kicks, within a time limit", best),
     )
 }
 
 
 def choose_method(problem: Problem) -> str:
-    """The default's rule: relax_round where it serves, else the swap search, else chita.
-
-    On large curvatures without a low-rank factor the relaxation's Newton systems (one a row or
-    block) cost more than the whole swap search, which is then the default.
-    """
-    light = isinstance(problem.curvature, LowRank) or problem.p <= _LIGHT
-    if METHODS["relax_round"].serves(problem) and light:
+    """The default's rule: relax_round where it serves cheaply, else the swaps, else chita."""
+    if relaxes_cheaply(problem):
         return "relax_round"
     return "local_search" if float(problem.rho.min()) > 0.0 else "chita"
 
@@ -91,9 +98,13 @@ def solve(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
+    polish: bool = False,
     **options: Any,
 ) -> Solution:
     """Solve ``problem`` by a method of the table; "auto" picks by :func:`choose_method`.
+
+    With ``polish`` the exchange search goes on from the method's answer for the seconds that are
+    left of ``time_limit``, whatever the method.
 
     Raises
     ------
@@ -108,4 +119,26 @@ def solve(
             f"{name} does not serve this problem (smallest rho {float(problem.rho.min()):.3g}, "
             f"family {problem.supports.name}); choose auto"
         )
-    return METHODS[name].function(problem, start=start, time_limit=time_limit, seed=seed, **options)
+    function = METHODS[name].function
+    found = function(problem, start=start, time_limit=time_limit, seed=seed, **options)
+    return polished(found, time_limit) if polish else found
+
+
+def polished(found: Solution, time_limit: float | None = None) -> Solution:
+    """``found`` improved by the exchange search within what it left of ``time_limit``.
+
+    The name becomes "METHOD+swaps", the seconds are both together, and ``stats["before_swaps"]``
+    is the objective before. After Ctrl-C ``found`` is returned as it is.
+    """
+    left = None if time_limit is None else time_limit - found.seconds
+    if found.status is Status.INTERRUPTED or (left is not None and left <= 0.0):
+        return found
+    after = local_search(found.problem, start=found, time_limit=left)
+    return replace(
+        after,
+        method=f"{found.method}+swaps",
+        seconds=found.seconds + after.seconds,
+        trace=found.trace.then(after.trace, found.seconds),
+        stats={**found.stats, **after.stats, "before_swaps": found.objective},
+        warm=found.warm,
+    )

@@ -30,6 +30,7 @@ from chita_opt.heuristics.tableau import Tableau
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
+_LIGHT = 2000  # weights up to which every relaxation is cheap
 _WIDE = 3  # supports of so many times n leave many weights undecided: less smoothing to start
 _LINEAR = 3.0  # with a linear term the increase over the dense minimum is some magnitude tails
 _REFIT_STEPS = 8  # of conjugate gradients on the first support
@@ -122,6 +123,16 @@ def relax_round(
     with best.until_interrupt():
         exact = solver.polished() if isinstance(solver, WoodburySupport) else None
     return best.finish("relax_round", Status.STATIONARY, stats=stats, warm=warm, solver=exact)
+
+
+def relaxes_cheaply(problem: Problem) -> bool:
+    """Whether :func:`relax_round` serves and costs no more than an exchange search.
+
+    On large curvatures without a low-rank factor the relaxation's Newton systems (one a row or
+    block) cost more than the whole exchange search.
+    """
+    light = isinstance(problem.curvature, LowRank) or problem.p <= _LIGHT
+    return light and float(problem.rho.min()) > 0.0 and problem.supports.is_laminar
 
 
 def _check(problem: Problem, effort: RoundingOptions | str) -> RoundingOptions:
