@@ -25,6 +25,7 @@ from chita_opt.nn.layers import select_layers
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
 from chita_opt.nn.result import LayerReport, PruningResult
+from chita_opt.nn.trust.guard import Guard
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import KeepCount, SupportFamily
@@ -99,6 +100,8 @@ def prune(
     True
     """
     options = (options or PruneOptions()).changed(changes)
+    if options.compete is None:  # a method that was asked for by name is what is applied
+        options = replace(options, compete="doubtful" if method == "auto" else "never")
     clock = Clock(options.time_limit)
     layer_map = select_layers(
         model,
@@ -108,6 +111,7 @@ def prune(
         norms=options.norms,
     )
     supports = build_family(layer_map, support, sparsity, options)
+    guard, no_trust = Guard.open(model, loss_fn, data, layer_map, options)
     network = build_problem(model, loss_fn, data, layer_map, supports, options)
     measured = clock.elapsed
     effort = _effort(method, options)
@@ -116,17 +120,27 @@ def prune(
     run = _Run(network, effort, options, clock, layer_map, dtypes)
     solution, layers = run.solve()
     solved = clock.elapsed
+    chosen, trust = solution.w, None
+    if guard is not None:
+        limit = share(clock, 0.5, run.reserve)
+        chosen, trust = guard.judged(network.problem, solution.w, solution.method, limit)
+    judged = clock.elapsed
     certificate, own = run.certify(solution, layers) if options.certify else (None, {})
     solution = solution if certificate is None else certificate.solution
+    if trust is not None and trust.passed_over is not None:
+        solution = replace(solution, w=chosen, method=trust.chosen)
+        certificate, own = run.transferred(solution, certificate, own)
     seconds = {
         "curvature": measured,
         "solve": solved - measured,
-        "certify": clock.elapsed - solved,
+        "trust": judged - solved,
+        "certify": clock.elapsed - judged,
         "total": clock.elapsed,
     }
+    notes = network.notes if guard is not None else {**network.notes, "trust": no_trust}
     keep = _keep_count(supports, sparsity)
     return PruningResult(
-        layer_map, keep, solution, certificate, own, dtypes, seconds, network.notes
+        layer_map, keep, solution, certificate, own, dtypes, seconds, notes, trust
     )
 
 
@@ -219,6 +233,24 @@ class _Run:
                 solution = replace(solution, status=Status.INTERRUPTED)
         bound = _joined_bound(self.network.problem, [c.bound for c in own.values()])
         return certify(solution, bound=bound)
+
+    def transferred(
+        self,
+        solution: Solution,
+        certificate: Certificate | None,
+        own: Mapping[str, Certificate],
+    ) -> tuple[Certificate | None, dict[str, Certificate]]:
+        """The bounds that were proven, held against other weights of the same problems."""
+        if certificate is None:
+            return None, {}
+        pieces = self.layer_map.unflatten(solution.w)
+        layers = {
+            name: certify(
+                replace(c.solution, w=pieces[name].flatten(), method=solution.method), bound=c.bound
+            )
+            for name, c in own.items()
+        }
+        return certify(solution, bound=certificate.bound), layers
 
     def _method_limit(self) -> float | None:
         """Seconds for the methods: half of what is left where a bound is to follow, else all."""

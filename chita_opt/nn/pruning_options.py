@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
 
 from chita_opt.errors import ProblemError
+from chita_opt.nn.trust.verdict import TrustThresholds
 
 Progress = Callable[[str, int, int], object]
 
@@ -54,6 +55,18 @@ class PruneOptions:
         Where to solve; the model's device by default.
     memory_limit : int, optional
         Bytes for gradient rows or input moments, and for the relaxation's Newton system.
+    trust : bool
+        Measure the answer on held-out training samples, and let other candidates compete with it
+        where the quadratic model is doubtful; see :mod:`chita_opt.nn.trust`. Where the data leave
+        too few samples, the report says so.
+    holdout : int, or (inputs, targets) or batches, optional
+        How many samples to hold out of those that gradient rows do not use (by default 5,000, or
+        what is left if that is at least 100), or samples of their own.
+    compete : {"doubtful", "always", "never"}, optional
+        When other candidates compete by held-out loss: where the answer is not trusted, always, or
+        never. "doubtful" where the method is "auto", else "never".
+    trust_thresholds : TrustThresholds
+        Where trust ends.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; total is 0 where it is not known.
     """
@@ -76,12 +89,18 @@ class PruneOptions:
     target_gap: float | None = None
     device: torch.device | str | None = None
     memory_limit: int | None = None
+    trust: bool = True
+    holdout: Any = None
+    compete: Literal["doubtful", "always", "never"] | None = None
+    trust_thresholds: TrustThresholds = field(default_factory=TrustThresholds)
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
         _one_of("curvature", self.curvature, ("gradients", "inputs"))
         _one_of("scope", self.scope, ("global", "layer"))
         _one_of("ridge_unit", self.ridge_unit, ("absolute", "mean_diagonal"))
+        if self.compete is not None:
+            _one_of("compete", self.compete, ("doubtful", "always", "never"))
         if not 0.0 < self.ridge < float("inf"):
             raise ProblemError(f"ridge is {self.ridge}; it must be positive and finite")
         if self.curvature == "inputs" and self.alpha:

@@ -16,6 +16,7 @@ from chita_opt.certificates.verification import SCOPE
 from chita_opt.nn.gap_shares import gap_shares
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruned_weights import PrunedWeights
+from chita_opt.nn.trust.verdict import TrustReport
 from chita_opt.solution import Solution
 from chita_opt.supports import KeepCount
 
@@ -72,6 +73,9 @@ class PruningResult(PrunedWeights):
         Wall time of "curvature", "solve", "certify" and in "total".
     notes : Mapping
         How the curvature was measured.
+    trust : TrustReport or None
+        What held-out samples say about these weights; None where nothing was held out, for the
+        reason in ``notes["trust"]``.
     """
 
     layer_map: LayerMap
@@ -82,6 +86,7 @@ class PruningResult(PrunedWeights):
     dtypes: Mapping[str, torch.dtype] = field(repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
     notes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    trust: TrustReport | None = None
 
     @property
     def objective(self) -> float:
@@ -129,6 +134,7 @@ class PruningResult(PrunedWeights):
             "support": self.solution.problem.supports.name,
             "seconds": dict(self.seconds),
             "notes": dict(self.notes),
+            "trust": None if self.trust is None else self.trust.to_json(),
             "certificate": claims,
             "layer_gaps": {k: c.relative_gap for k, c in self.layer_certificates.items()},
             "layers": [{**asdict(row), "sparsity": row.sparsity} for row in self.layers],
@@ -144,6 +150,7 @@ class PruningResult(PrunedWeights):
             f"{s.method} pruned {s.problem.p - s.nnz:,} of {s.problem.p:,} weights "
             f"(sparsity {s.sparsity:.6g}; {asked}), {s.problem.supports.name}, {s.status}",
             self._proof(),
+            self._trust(),
             *(self._row(row) for row in self.layers),
         ]
         if self.certificate is not None and len(self.layers) > 1:
@@ -162,6 +169,11 @@ class PruningResult(PrunedWeights):
             f"objective {c.upper:.6g}, proven lower bound {c.lower:.6g}, "
             f"gap {100 * c.relative_gap:.4g} % ({c.proof}): {SCOPE}"
         )
+
+    def _trust(self) -> str:
+        if self.trust is not None:
+            return self.trust.summary
+        return f"trust: not measured ({self.notes.get('trust', 'no samples were held out')})"
 
     def _row(self, row: LayerReport) -> str:
         own = self.layer_certificates.get(row.name)

@@ -2,44 +2,57 @@
 
 A lower quadratic objective is not always a better network. Here every solve is measured on samples
 that no gradient was taken of, supports compete by the actual loss, and where the model fails
-layer-wise reconstruction takes its place.
+layer-wise reconstruction takes its place. The names below are loaded on first use.
 """
 
-from chita_opt.nn.trust.budgets import BudgetSearch, layer_counts, search_budgets
-from chita_opt.nn.trust.calibration import HeldOut, held_out_of, hold_out
-from chita_opt.nn.trust.competition import Candidate, entered, lowest, solved_on
-from chita_opt.nn.trust.gates import flipped_shares
-from chita_opt.nn.trust.measuring import measure_trust, predicted_increase
-from chita_opt.nn.trust.moments import LayerInputs, LayerMoments
-from chita_opt.nn.trust.reconstruction import Reconstruction
-from chita_opt.nn.trust.scores import COMPETING, STAGED, Score, supports_by
-from chita_opt.nn.trust.stage_step import TrustedStep
-from chita_opt.nn.trust.verdict import TrustReport, TrustThresholds, Verdict, judge
+from __future__ import annotations
 
-__all__ = [
-    "COMPETING",
-    "STAGED",
-    "BudgetSearch",
-    "Candidate",
-    "HeldOut",
-    "LayerInputs",
-    "LayerMoments",
-    "Reconstruction",
-    "Score",
-    "TrustReport",
-    "TrustThresholds",
-    "TrustedStep",
-    "Verdict",
-    "entered",
-    "flipped_shares",
-    "held_out_of",
-    "hold_out",
-    "judge",
-    "layer_counts",
-    "lowest",
-    "measure_trust",
-    "predicted_increase",
-    "search_budgets",
-    "solved_on",
-    "supports_by",
-]
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "BudgetSearch": "budgets",
+    "layer_counts": "budgets",
+    "search_budgets": "budgets",
+    "HeldOut": "calibration",
+    "held_out_of": "calibration",
+    "hold_out": "calibration",
+    "Candidate": "competition",
+    "entered": "competition",
+    "lowest": "competition",
+    "solved_on": "competition",
+    "Expansion": "expansion",
+    "flipped_shares": "gates",
+    "LossRows": "loss_rows",
+    "measure_trust": "measuring",
+    "predicted_increase": "measuring",
+    "LayerInputs": "moments",
+    "LayerMoments": "moments",
+    "OneShotOptions": "one_shot",
+    "one_shot": "one_shot",
+    "Reconstruction": "reconstruction",
+    "RefineOptions": "refining",
+    "Refined": "refining",
+    "refine": "refining",
+    "COMPETING": "scores",
+    "STAGED": "scores",
+    "Score": "scores",
+    "supports_by": "scores",
+    "TrustedStep": "stage_step",
+    "TrustReport": "verdict",
+    "TrustThresholds": "verdict",
+    "Verdict": "verdict",
+    "judge": "verdict",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

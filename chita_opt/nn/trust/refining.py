@@ -10,7 +10,9 @@ from torch import Tensor
 
 from chita_opt.errors import ProblemError
 from chita_opt.nn.trust.calibration import HeldOut
+from chita_opt.nn.trust.expansion import Expansion
 from chita_opt.nn.trust.loss_rows import LossRows
+from chita_opt.nn.trust.surgeon import solved_after_surgery, surgeon_support
 from chita_opt.solution import Clock, Status, Trace
 from chita_opt.supports import SupportFamily
 
@@ -191,14 +193,10 @@ class _Refinement:
         gain = (model.g.square() / (model.diagonal + self.ridge)).masked_fill(mask, -1.0)
         wider = mask.index_fill(0, gain.topk(min(size, len(mask) - int(mask.sum()))).indices, True)
         index = wider.nonzero().squeeze(1)
-        union, _ = model.restricted(wider)  # nothing is lost: pruned weights are zero
-        solved = next(union.solve((self.ridge,)))
-        costs = self._placed(index, union.removal_costs(solved, self.ridge))
-        kept = self.supports.best_support(costs) & wider
-        inside, extra = union.restricted(kept[index])
+        union = Expansion(model.columns[index], self.w[index], model.batch_size)
+        kept = surgeon_support(union, index, self.supports, self.ridge)
         ridges = self._ridges()
-        for ridge, weights in zip(ridges, inside.solve(ridges, extra), strict=True):
-            yield ridge, self._placed(kept.nonzero().squeeze(1), weights)
+        yield from zip(ridges, solved_after_surgery(union, index, kept, ridges), strict=True)
 
     def _try_mean(self) -> None:
         if len(self._settled) < 3:

@@ -87,6 +87,8 @@ class TrustReport:
         the quadratic problem; empty where nothing competed.
     chosen : str
         Name of the candidate whose weights are the answer; empty where nothing competed.
+    passed_over : TrustReport or None
+        The report on the method's own answer, where another candidate won.
     """
 
     predicted: float | None = None
@@ -100,6 +102,7 @@ class TrustReport:
     reasons: tuple[str, ...] = ()
     candidates: tuple[dict[str, Any], ...] = ()
     chosen: str = ""
+    passed_over: TrustReport | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -110,25 +113,38 @@ class TrustReport:
 
     def to_json(self) -> dict[str, Any]:
         """All values as plain JSON-able ones."""
-        return {**asdict(self), "verdict": str(self.verdict), "ratio": self.ratio,
-                "reasons": list(self.reasons), "candidates": list(self.candidates)}  # fmt: skip
+        own = {**asdict(self), "verdict": str(self.verdict), "ratio": self.ratio}
+        before = None if self.passed_over is None else self.passed_over.to_json()
+        lists = {"reasons": list(self.reasons), "candidates": list(self.candidates)}
+        return own | lists | {"passed_over": before}
 
     @property
     def summary(self) -> str:
-        """One or two lines for people."""
-        parts = [f"trust: {self.verdict}"]
+        """A few lines for people."""
+        lines = [f"trust: {self.verdict}{self._measured()}"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        if self.chosen:
+            lines.append(
+                f"  {self.chosen} has the lowest held-out loss of {len(self.candidates)} candidates"
+            )
+        if self.passed_over is not None:
+            before = self.passed_over
+            lines.append(
+                f"  passed over: {self.candidates[0]['name']}, {before.verdict}{before._measured()}"
+            )
+        return "\n".join(lines)
+
+    def _measured(self) -> str:
+        parts = []
         if self.actual is not None:
-            said = "" if self.predicted is None else f", the model said {self.predicted:+.4g}"
-            ratio = "" if self.ratio is None else f" (ratio {self.ratio:.3g})"
-            parts.append(f"held-out loss {self.actual:+.4g} on {self.samples:,} samples{said}{ratio}")
+            said = "" if self.predicted is None else f" (the model said {self.predicted:+.4g})"
+            parts.append(f"held-out loss {self.actual:+.4g}{said} on {self.samples:,} samples")
         if self.accuracy is not None and self.dense_accuracy is not None:
-            parts.append(f"held-out accuracy {self.dense_accuracy:.2f} % -> {self.accuracy:.2f} %")
+            parts.append(f"accuracy there {self.dense_accuracy:.2f} -> {self.accuracy:.2f} %")
         if self.flipped:
             name, share = max(self.flipped.items(), key=lambda pair: pair[1])
-            parts.append(f"at most {100 * share:.1f} % of rectifiers switched ({name})")
-        if self.chosen:
-            parts.append(f"{self.chosen} won among {len(self.candidates)} candidates")
-        return "; ".join(parts) + "".join(f"\n  {reason}" for reason in self.reasons)
+            parts.append(f"up to {100 * share:.1f} % of rectifiers switched ({name})")
+        return "".join(f", {part}" for part in parts)
 
 
 def judge(report: TrustReport, limits: TrustThresholds) -> tuple[Verdict, tuple[str, ...]]:

@@ -1,0 +1,188 @@
+"""The trust mechanism of ``prune``: measure every solve, and let candidates compete where it failed.
+
+A trusted solution is kept: there the model ranks candidates well, and the solution is its best. A
+doubtful one competes, by the held-out loss, with the minimisers on other supports and with
+layer-wise reconstruction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from chita_opt.curvature import LowRank
+from chita_opt.errors import DataError, LayerError
+from chita_opt.nn.evaluation import model_device
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.sampling import RowChoice, open_rows, row_order, sample_count
+from chita_opt.nn.trust.budgets import BudgetSearch
+from chita_opt.nn.trust.calibration import HeldOut, held_out_of, hold_out
+from chita_opt.nn.trust.competition import Candidate, entered, lowest, solved_on
+from chita_opt.nn.trust.loss_rows import LossRows
+from chita_opt.nn.trust.measuring import measure_trust
+from chita_opt.nn.trust.moments import LayerInputs
+from chita_opt.nn.trust.one_shot import OneShotOptions, one_shot
+from chita_opt.nn.trust.reconstruction import Reconstruction
+from chita_opt.nn.trust.scores import COMPETING, supports_by
+from chita_opt.nn.trust.verdict import TrustReport, Verdict
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock
+
+_log = logging.getLogger(__name__)
+_MOST_INPUTS = 20_000  # samples that reconstruction reads
+_BATCH = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """Held-out samples, and the training samples that gradient rows may use.
+
+    Attributes
+    ----------
+    model, loss_fn, data, layer_map, options
+        As given to ``prune``.
+    choosing, auditing : HeldOut
+        The two halves of the held-out samples.
+    """
+
+    model: nn.Module
+    loss_fn: Callable[[Any, Any], Tensor] | None
+    data: Any
+    layer_map: LayerMap
+    options: PruneOptions
+    choosing: HeldOut
+    auditing: HeldOut
+
+    @classmethod
+    def open(
+        cls,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+        data: Any,
+        layer_map: LayerMap,
+        options: PruneOptions,
+    ) -> tuple[Guard | None, str]:
+        """Hold samples out; where the data do not allow it, None and the reason.
+
+        Raises
+        ------
+        DataError
+            If ``options.holdout`` asks for samples that the data do not have.
+        """
+        if not options.trust:
+            return None, "switched off"
+        used, wanted = options.rows * options.batch_size, options.holdout
+        own = wanted is not None and not isinstance(wanted, int)
+        try:
+            if own:
+                held = held_out_of(model, loss_fn, wanted, layer_map)
+            else:
+                held = hold_out(
+                    model, loss_fn, data, layer_map, used=used, count=wanted, seed=options.seed
+                )
+        except DataError as error:
+            if wanted is not None:
+                raise
+            _log.warning("trust is not measured: %s", error)
+            return None, str(error)
+        return cls(model, loss_fn, data, layer_map, options, *held.halves()), ""
+
+    def judged(
+        self, problem: Problem, w: Tensor, method: str, time_limit: float | None = None
+    ) -> tuple[Tensor, TrustReport]:
+        """The weights to apply, and the report on them.
+
+        Parameters
+        ----------
+        problem : Problem
+            What the method solved.
+        w : Tensor
+            (p,) its answer.
+        method : str
+            Its name, for the table of candidates.
+        time_limit : float, optional
+            Seconds for further candidates.
+        """
+        report = self._measured(problem, w)
+        compete = self.options.compete
+        doubted = report.verdict in (Verdict.DOUBTFUL, Verdict.NOT_TRUSTED)
+        if not self.choosing.has_loss or compete == "never" or (compete == "doubtful" and not doubted):
+            return w, report
+        self.options.tell("trust", 0, 0)
+        found, notes = self._candidates(problem, w, method, Clock(time_limit))
+        best = lowest(found)
+        if best is not found[0]:
+            report = replace(self._measured(problem, best.w), passed_over=report)
+        rows = tuple(candidate.row(problem) for candidate in found)
+        reasons = (*report.reasons, *notes)
+        return best.w, replace(report, candidates=rows, chosen=best.name, reasons=reasons)
+
+    def _measured(self, problem: Problem, w: Tensor) -> TrustReport:
+        return measure_trust(
+            problem,
+            w,
+            self.auditing,
+            batch_size=self.options.batch_size,
+            thresholds=self.options.trust_thresholds,
+        )
+
+    def _candidates(
+        self, problem: Problem, w: Tensor, method: str, clock: Clock
+    ) -> tuple[list[Candidate], list[str]]:
+        """The method's answer first, then what competes with it; notes on what could not."""
+        found, notes = [entered(method, w, self.choosing)], list[str]()
+        if not clock.expired:
+            masks = supports_by(problem, self.layer_map, COMPETING)
+            found += self._rounded(solved_on(problem, masks, self.choosing))
+        if clock.expired:
+            return found, ["the time limit left no time for layer-wise reconstruction"]
+        try:
+            start = lowest(found).w != 0
+            found += self._rounded(self._reconstructed(problem, start, clock))
+        except LayerError as error:
+            notes.append(f"no layer-wise reconstruction: {error}")
+        return found, notes
+
+    def _rounded(self, found: list[Candidate]) -> Iterator[Candidate]:
+        """With the weights that the parameters' types hold; those the family forbids are dropped."""
+        for candidate in found:
+            pieces = self.layer_map.unflatten(candidate.w)
+            types = {i.name: self.layer_map.parameter(self.model, i).dtype for i in self.layer_map}
+            w = self.layer_map.flatten({n: x.to(types[n]) for n, x in pieces.items()})
+            yield replace(candidate, w=w)
+
+    def _reconstructed(self, problem: Problem, start: Tensor, clock: Clock) -> list[Candidate]:
+        device = model_device(self.model)
+        used = self.options.rows * self.options.batch_size
+        size = sample_count(self.data)
+        if size is None:
+            raise LayerError("the samples cannot be read by number")
+        index = row_order(size, self.options.seed)[:used]
+        source = open_rows(self.data, RowChoice(index=index[:_MOST_INPUTS, None]))
+        inputs = [x.to(device) for x, _ in source.chunks(_BATCH)]
+        rows = LossRows(
+            self.model,
+            self.loss_fn,
+            self.data,
+            self.layer_map,
+            pool=index,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+        )
+        return one_shot(
+            problem.w_bar,
+            Reconstruction(LayerInputs(self.choosing.network, inputs)),
+            problem.supports,
+            self.choosing,
+            rows_at=lambda w, places: rows.on(w, places, self.options.rows),
+            start=start,
+            options=OneShotOptions(search=BudgetSearch(time_limit=clock.remaining)),
+        )
+
+
+__all__ = ["Guard"]
