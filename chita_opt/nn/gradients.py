@@ -22,9 +22,10 @@ from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
 
 _log = logging.getLogger(__name__)
 
-# Beyond this a larger chunk is no faster.
+# Beyond this a larger chunk is no faster, but for chunks that leave cache lines half written.
 _WORK_BYTES = 256 << 20
-_LINE = 16  # float32 numbers in a cache line: chunks that begin on one are written faster
+_MOST_BYTES = 2 << 30
+_LINE = 16  # float32 numbers in a cache line
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def gradient_rows(
         engine = choose_engine(loss, x, y, source.batch_size)
         if engine.reason:
             _log.info("gradient rows by %s: %s", engine.make.path, engine.reason)
-        work = _WORK_BYTES
+        work = max(_WORK_BYTES, min(_LINE * engine.row_bytes, _MOST_BYTES))
         if memory_limit is not None:
             work = min(work, memory_limit - result_bytes)
             if engine.row_bytes > work:
@@ -179,17 +180,19 @@ def _fill(
 ) -> float:
     """Write all rows, in chunks, as the columns of ``rows_t``; return the mean loss."""
     device = model_device(loss.model)
-    done, total = 0, 0.0
+    done, total, fault = 0, 0.0, ""
     for x, y in source.chunks(chunk):
         count = len(x) // source.batch_size
         block = rows_t[:, done : done + count]
         mean = run.rows_(x.to(device), y.to(device), block, loss)
-        _check_finite(block, done, loss.layer_map, source)
         if not math.isfinite(mean):
-            raise DataError(f"the mean loss of rows {done} to {done + count - 1} is {mean}")
+            fault = fault or f"the mean loss of rows {done} to {done + count - 1} is {mean}"
         done, total = done + count, total + mean * count
         if progress is not None:
             progress(done, source.rows)
+    _check_finite(rows_t, loss.layer_map, source)
+    if fault:
+        raise DataError(fault)
     return total / source.rows
 
 
@@ -208,16 +211,15 @@ def _result(out: Tensor | None, p: int, n: int, device: torch.device) -> Tensor:
     return out
 
 
-def _check_finite(block: Tensor, start: int, layer_map: LayerMap, source: RowSource) -> None:
-    if bool(torch.isfinite(block.sum())):
+def _check_finite(rows_t: Tensor, layer_map: LayerMap, source: RowSource) -> None:
+    if bool(torch.isfinite(rows_t.sum())):
         return
-    finite = torch.isfinite(block)
+    finite = torch.isfinite(rows_t)
     if bool(finite.all()):  # only the sum overflowed
         return
-    column = int((~finite.all(0)).nonzero()[0])
-    weight = int((~finite[:, column]).nonzero()[0])
+    row = int((~finite.all(0)).nonzero()[0])
+    weight = int((~finite[:, row]).nonzero()[0])
     name = next(item.name for item in layer_map if weight < item.stop)
-    row = start + column
     raise DataError(
         f"row {row} ({source.samples_of(row)}) has a gradient of {name!r} that is not finite; "
         "check these samples, or the weights, for NaN and overflow"

@@ -16,9 +16,10 @@ from chita_opt.nn.row_engines import RowLoss
 
 _log = logging.getLogger(__name__)
 
-# Products made before they are transposed into place: enough rows that each column receives a few
-# cache lines at a time.
+# Products made before they are transposed into place. Of linear layers so many rows that each column
+# receives a few cache lines at a time; of convolutions so few that their windows stay in the cache.
 _SCRATCH_BYTES = 8 << 20
+_WINDOW_BYTES = 2 << 20
 
 
 class NotApplicable(Exception):
@@ -169,7 +170,7 @@ class OuterProducts:
             places = delta[0, 0].numel() // outputs
             windows = x.element_size() * places * (outputs + weights // outputs)
             self._window_bytes = max(self._window_bytes, windows)
-            step = max(1, _SCRATCH_BYTES // (samples * windows + 4 * weights))
+            step = max(1, _WINDOW_BYTES // (samples * windows + 4 * weights))
         size = min(step, rows) * weights
         if len(self._scratch) < size or self._scratch.dtype != x.dtype:
             self._scratch = x.new_empty(size)
