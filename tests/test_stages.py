@@ -295,4 +295,4 @@ def test_the_result_is_saved_and_told(tmp_path: Path) -> None:
     stored = load_weights(tmp_path / "w.safetensors")
     assert all(torch.equal(stored.state[n], w) for n, w in result.weights.items())
     assert "stages" in stored.metadata["report"]
-    assert "4 of 4 stages" in str(result) and str(result).count("\n") == 4
+    assert "4 of 4 stages" in str(result) and str(result).count("\n") == 5

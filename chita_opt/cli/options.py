@@ -97,6 +97,8 @@ class PruneOutput:
     out: Path | None
     save_certificate: Path | None
     certify: bool
+    trust: bool
+    holdout: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +235,13 @@ prune_output_options = (
     ),
     _certificate_option,
     click.option("--certify/--no-certify", default=True, help="Whether to prove a bound."),
+    click.option(
+        "--trust/--no-trust",
+        default=True,
+        help="Whether held-out samples of the data check the quadratic model, and choose among "
+        "candidates where it is wrong.",
+    ),
+    click.option("--holdout", type=click.IntRange(min=1), help="Samples to hold out for it."),
 )
 code_options = (
     click.option("--model", required=True, metavar="MODULE:FUNCTION", help="Returns the model."),

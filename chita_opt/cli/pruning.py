@@ -80,6 +80,8 @@ def prune_options(
         curvature=curvature.curvature,
         scope=layers.scope,
         certify=output.certify,
+        trust=output.trust,
+        holdout=output.holdout,
         rows=curvature.rows,
         batch_size=curvature.batch_size,
         first_order=first_order if first_order == "1/m" else float(first_order),

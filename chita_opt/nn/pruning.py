@@ -139,9 +139,7 @@ def prune(
     }
     notes = network.notes if guard is not None else {**network.notes, "trust": no_trust}
     keep = _keep_count(supports, sparsity)
-    return PruningResult(
-        layer_map, keep, solution, certificate, own, dtypes, seconds, notes, trust
-    )
+    return PruningResult(layer_map, keep, solution, certificate, own, dtypes, seconds, notes, trust)
 
 
 class _Run:

@@ -19,6 +19,7 @@ from chita_opt.nn.stages.options import StageOptions, stage_families
 from chita_opt.nn.stages.result import StagedResult, StageRow
 from chita_opt.nn.stages.state import StageAnswer, StageState, Step
 from chita_opt.nn.stages.steps import as_step
+from chita_opt.nn.trust.staging import StageTrust
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Status
 from chita_opt.supports import KeepCount, SupportFamily
@@ -59,8 +60,10 @@ def prune_in_stages(
     sparsity, support
         As for :func:`chita_opt.nn.prune`.
     method : str or Step
-        "fast" (:class:`~chita_opt.nn.stages.Refit`: largest magnitudes, exact weights at the
-        rows' precision), a name of ``METHODS``, or a step of your own.
+        "fast": exact weights at the rows' precision on the largest magnitudes
+        (:class:`~chita_opt.nn.stages.Refit`) or, with ``trust`` and data to hold out, on the best
+        of several supports by the held-out loss (:class:`~chita_opt.nn.trust.TrustedStep`); a name
+        of ``METHODS``; or a step of your own.
     options : StageOptions, optional
         Everything else.
     **changes
@@ -111,9 +114,13 @@ def prune_in_stages(
         norms=options.norms,
     )
     families = stage_families(layer_map, support, sparsity, options)
+    trust = StageTrust.open(model, loss_fn, data, layer_map, options)
+    if method == "fast" and trust.step is not None:
+        step = trust.step
     checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
-    run = _Run(copy.deepcopy(model), loss_fn, data, layer_map, families, options)
+    run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)
+    run.notes["trust"] = trust.report(layer_map.weights(model), run.progress.weights)
     k, p = families[-1].max_count, layer_map.size
     requested = 1.0 - k / p if sparsity is None else float(sparsity)
     return StagedResult(

@@ -131,7 +131,16 @@ class StagedResult(PrunedWeights):
             f"{row.loss:.4g}, gradients {row.gradients:.2f} s, solve {row.solve:.2f} s"
             for row in self.stages
         ]
-        return "\n".join([head, *rows])
+        return "\n".join([head, self._trust(), *rows])
+
+    def _trust(self) -> str:
+        found = self.notes.get("trust", {})
+        if "loss" not in found:
+            return f"trust: not measured ({found.get('reason', 'nothing was held out')})"
+        line = f"held-out loss {found['dense_loss']:.4g} -> {found['loss']:.4g}"
+        if found["accuracy"] is not None:
+            line += f", accuracy {found['dense_accuracy']:.2f} -> {found['accuracy']:.2f} %"
+        return f"{line} on {found['samples']:,} samples that no stage used"
 
     def __str__(self) -> str:
         return self.summary

@@ -111,7 +111,11 @@ class Guard:
         report = self._measured(problem, w)
         compete = self.options.compete
         doubted = report.verdict in (Verdict.DOUBTFUL, Verdict.NOT_TRUSTED)
-        if not self.choosing.has_loss or compete == "never" or (compete == "doubtful" and not doubted):
+        if (
+            not self.choosing.has_loss
+            or compete == "never"
+            or (compete == "doubtful" and not doubted)
+        ):
             return w, report
         self.options.tell("trust", 0, 0)
         found, notes = self._candidates(problem, w, method, Clock(time_limit))

@@ -43,9 +43,7 @@ class LayerSurgeon:
         Share of the weights that a round leaves, in (0, 1).
     """
 
-    def __init__(
-        self, moments: LayerMoments, *, damping: float = 1e-2, share: float = 0.6
-    ) -> None:
+    def __init__(self, moments: LayerMoments, *, damping: float = 1e-2, share: float = 0.6) -> None:
         self.moments, self.share = moments, share
         diagonal = moments.H.diagonal(dim1=1, dim2=2)
         self._ridge = (damping * diagonal.mean(1)).clamp_min(1e-12)

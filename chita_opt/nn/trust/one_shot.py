@@ -16,12 +16,12 @@ from torch import Tensor
 
 from chita_opt.errors import ProblemError
 from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.stages.steps import layer_scaled
 from chita_opt.nn.trust.budgets import BudgetSearch, Counts, layer_counts, search_budgets
 from chita_opt.nn.trust.calibration import HeldOut
 from chita_opt.nn.trust.competition import Candidate, entered
 from chita_opt.nn.trust.expansion import Expansion
 from chita_opt.nn.trust.reconstruction import Reconstruction
-from chita_opt.nn.trust.scores import scaled_by_layer
 from chita_opt.nn.trust.surgeon import solved_after_surgery, surgeon_support
 from chita_opt.supports import Budget, SupportFamily
 from chita_opt.supports.thresholds import largest
@@ -104,7 +104,7 @@ def one_shot(
     layer_map = reconstruction.layer_map
     total, counts = _counts(supports, layer_map)
     if total is not None:
-        first = largest(scaled_by_layer(dense.abs(), layer_map, options.power), total)
+        first = largest(layer_scaled(dense.abs(), dense, layer_map, options.power), total)
         found = _searched(reconstruction, layer_counts(first, layer_map), held_out, options)
     elif counts is not None:
         named = dict(zip(layer_map.names, counts, strict=True))

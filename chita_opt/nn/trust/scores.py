@@ -16,6 +16,7 @@ from torch import Tensor
 from chita_opt.curvature import LowRank
 from chita_opt.curvature.sample_system import SampleSystem
 from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.stages.steps import layer_scaled
 from chita_opt.problem import Problem
 
 _COLUMNS = 4096
@@ -51,18 +52,6 @@ STAGED = (Score("magnitude"), Score("magnitude", 0.5), Score("diagonal"))
 """What competes in every stage of many."""
 
 
-def scaled_by_layer(values: Tensor, layer_map: LayerMap, power: float) -> Tensor:
-    """Divide by the root mean square of each layer's non-zero values to a power."""
-    if not power:
-        return values
-    parts = []
-    for part in values.split(layer_map.sizes):
-        live = part[part > 0]
-        scale = float(live.square().mean()) ** (0.5 * power) if len(live) else 1.0
-        parts.append(part / scale)
-    return torch.cat(parts)
-
-
 def supports_by(
     problem: Problem, layer_map: LayerMap, scores: Sequence[Score]
 ) -> dict[str, Tensor]:
@@ -75,7 +64,8 @@ def supports_by(
     fill = 1e-12 * problem.g.abs()
     plain = {kind: _KINDS[kind](problem) for kind in dict.fromkeys(s.kind for s in scores)}
     for score in scores:
-        values = scaled_by_layer(plain[score.kind], layer_map, score.power) + fill
+        own = plain[score.kind]
+        values = layer_scaled(own, own, layer_map, score.power) + fill
         mask = problem.supports.best_support(values.square())
         if not any(torch.equal(mask, other) for other in found.values()):
             found[score.name] = mask
@@ -128,6 +118,5 @@ __all__ = [
     "STAGED",
     "Score",
     "inverse_diagonal",
-    "scaled_by_layer",
     "supports_by",
 ]
