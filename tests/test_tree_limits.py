@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,18 +22,21 @@ from chita_opt.exact import (
     enumerate_optimum,
     parallel,
 )
+from chita_opt.exact.allowed import allowed
 from chita_opt.exact.incumbents import Incumbents
+from chita_opt.exact.node import root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.tree import Search
+from chita_opt.exact.workers import Answer, Slice, Worker
 from chita_opt.heuristics import solve
 from chita_opt.instances import correlated_instance
 from chita_opt.problem import Problem
 from chita_opt.solution import Status
 from chita_opt.supports import Budget
 
-from .problems import FAMILIES, PairBudget, awkward_problem, make_problem
+from .problems import FAMILIES, PairBudget, awkward_problem, make_problem, random_problem
 
 
 def hard(p: int = 30, *, seed: int = 1, ridge: float = 1e-2) -> Problem:
@@ -102,24 +108,105 @@ def test_memory_limit_goes_depth_first(whole: TreeResult) -> None:
     assert_valid(result, whole.upper)
 
 
-def test_workers_agree(whole: TreeResult, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers from the first node on, that hand back every few nodes."""
+    start = parallel.Crew.start
+
+    def wait(self: parallel.Crew) -> None:
+        start(self)
+        for worker in self.workers:
+            worker._loading.exception()
+
     monkeypatch.setattr(parallel, "_ALONE", 0.0)
-    monkeypatch.setattr(parallel, "_WARM_UP", 2)
-    result = branch_and_bound(hard(), options=TreeOptions(workers=2))
-    assert result.status is Status.OPTIMAL
+    monkeypatch.setattr(parallel, "_SLICE", 0.02)
+    monkeypatch.setattr(parallel.Crew, "start", wait)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_workers_agree(whole: TreeResult) -> None:
+    result = branch_and_bound(hard(), options=TreeOptions(workers=2, proof=True))
+    assert result.status is Status.OPTIMAL and result.proof is not None
+    Replay(hard(), result.proof).check()
+    assert result.proof.cutoff >= result.upper * (1 - 1.01e-4)
+    assert result.stats["by_workers"] > 0
     assert result.upper == pytest.approx(whole.upper, rel=2e-4)
+    assert result.nodes <= 1.3 * whole.nodes + 4
     assert_valid(result, whole.upper)
 
 
-def test_many_workers_share_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_ALONE", 0.0)
-    problem = hard(40, seed=3, ridge=1e-3)
-    one = branch_and_bound(problem, options=TreeOptions(time_limit=20.0))
-    two = branch_and_bound(problem, options=TreeOptions(time_limit=20.0, workers=2))
-    low, high = max(one.lower, two.lower), min(one.upper, two.upper)
-    assert low <= high * (1 + 1e-9)
-    if one.status is two.status is Status.OPTIMAL:
-        assert one.upper == pytest.approx(two.upper, rel=2e-4)
+@pytest.mark.usefixtures("at_once")
+def test_workers_keep_to_limits(whole: TreeResult, tmp_path: Path) -> None:
+    path = tmp_path / "tree.npz"
+    limited = TreeOptions(workers=2, node_limit=6, checkpoint=path)
+    result = branch_and_bound(hard(), options=limited)
+    assert result.status is Status.ITERATION_LIMIT
+    assert result.nodes == 6
+    assert_valid(result, whole.upper)
+    again = branch_and_bound(hard(), options=TreeOptions(checkpoint=path, resume=True))
+    assert again.status is Status.OPTIMAL
+    assert again.upper == pytest.approx(whole.upper, rel=2e-4)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_interrupt_ends_the_workers(whole: TreeResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_back, pools = Search.take_back, []
+
+    def interrupted(self: parallel.Crew, given: Slice, answer: Answer) -> None:
+        pools.extend(worker._pool for worker in self.workers)
+        monkeypatch.setattr(Search, "take_back", Interrupting(take_back, 1, after=False))
+        merge(self, given, answer)
+
+    merge = parallel.Crew._merge
+    monkeypatch.setattr(parallel.Crew, "_merge", interrupted)
+    result = branch_and_bound(hard(), options=TreeOptions(workers=2, proof=True))
+    assert result.status is Status.INTERRUPTED
+    assert_valid(result, whole.upper)
+    assert result.lower > 0.0
+    assert result.proof is not None
+    Replay(hard(), result.proof).check()
+    with pytest.raises(RuntimeError):
+        pools[0].submit(int)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_dead_worker_loses_nothing(whole: TreeResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = Worker.submit
+
+    def dying(self: Worker, given: Slice) -> None:
+        submit(self, given)
+        for process in self._pool._processes:
+            os.kill(process, signal.SIGKILL)
+
+    monkeypatch.setattr(Worker, "submit", dying)
+    result = branch_and_bound(hard(), options=TreeOptions(workers=2, proof=True))
+    assert result.status is Status.OPTIMAL and result.proof is not None
+    Replay(hard(), result.proof).check()
+    assert result.stats["workers_lost"] == 2
+    assert_valid(result, whole.upper)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_problem_fails_in_a_worker_as_it_does_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Worker, given: Slice) -> None:
+        self.given, self._answer = given, self._pool.submit(math.log, 0)
+
+    monkeypatch.setattr(Worker, "submit", failing)
+    with pytest.raises(ValueError, match=r"math domain|positive"):
+        branch_and_bound(hard(), options=TreeOptions(workers=2))
+
+
+def test_a_bound_holds_whatever_the_gap() -> None:
+    """Fixing cuts off what reaches the cutoff, which may lie below every node that was closed."""
+    problem = random_problem(278)
+    optimum = enumerate_optimum(problem).objective
+    floor = problem.dense_minimum
+    upper, quadratic = floor + 1.2 * (optimum - floor), Quadratic.of(problem)
+    solver = NodeSolver(quadratic, allowed(problem.supports))
+    search = Search(solver, lambda support: upper, upper, 1.0 - 0.7 / 1.2, floor)
+    search.push(root_node(problem.p, solver.allowed.row_count))
+    assert search.run(lambda: False)
+    assert search.cutoff - 1e-12 <= search.lower <= optimum
 
 
 def test_start_is_never_made_worse() -> None:
@@ -146,8 +233,6 @@ def test_resume_continues(tmp_path: Path, whole: TreeResult) -> None:
 
 
 def test_options_that_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ProblemError, match="workers=1"):
-        TreeOptions(proof=True, workers=2)
     with pytest.raises(ProblemError, match="resume needs"):
         TreeOptions(resume=True)
 
@@ -268,11 +353,11 @@ class Interrupting:
     def __get__(self, owner: object, kind: type | None = None) -> Callable[..., object]:
         return partial(self, owner)
 
-    def __call__(self, *given: object) -> object:
+    def __call__(self, *given: object, **named: object) -> object:
         self.left -= 1
         if self.left == 0 and not self.after:
             raise KeyboardInterrupt
-        found = self.method(*given)
+        found = self.method(*given, **named)
         if self.left == 0:
             raise KeyboardInterrupt
         return found
@@ -284,7 +369,7 @@ class Interrupting:
     ("owner", "name"),
     [
         (NodeSolver, "process"), (NodeSolver, "_fix"), (NodeSolver, "_propagate"),
-        (Search, "_take"), (Search, "push"), (Search, "_close_rest"), (ProofLog, "close"),
+        (Search, "_take"), (Search, "push"), (Search, "_close"), (ProofLog, "close"),
         (Incumbents, "offer"), (Incumbents, "find"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.parallel import run_parallel
+from chita_opt.exact.parallel import Crew
 from chita_opt.exact.progress import Progress
 from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import OUT, Quadratic
@@ -23,6 +23,7 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
 MAX_SIZE = 4000  # weights up to which a dense matrix and its factorisations are sensible
+_LONG = 60  # weights from which workers, that take seconds to start, are started before the search
 
 
 def branch_and_bound(
@@ -112,12 +113,14 @@ class Tree:
             options.memory_limit,
         )  # fmt: skip
         self.progress = Progress(self.clock, options.log, options.log_seconds)
+        self.crew = Crew(self.search, options, self.clock, self._look, self._keep)
         self.checkpoint = Checkpoint(options, self.quadratic, problem.supports)
         root = root_node(problem.p, family.row_count)
         if self.log is None:
             root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
         if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
+        self.root_is_cold = warm is None
         if warm is not None:
             root.d, root.z, root.nu, root.mu = warm.d, warm.z, warm.nu, warm.mu
         self.search.push(root)
@@ -126,9 +129,6 @@ class Tree:
         """Search; Ctrl-C ends it like a limit."""
         status = Status.ITERATION_LIMIT
         try:
-            if not self.checkpoint.restore(self.search, self.best):
-                self.best.find()
-            self.search.upper = self.best.value
             if self._search():
                 status = Status.OPTIMAL
             elif self.clock.expired:
@@ -139,19 +139,19 @@ class Tree:
         return self._finish(status)
 
     def _search(self) -> bool:
-        if self.options.workers > 1:
-            return run_parallel(self.search, self.options, self.clock, self._between)
-        return self.search.run(self._stop)
+        with self.crew as crew:
+            if self.problem.p >= _LONG and self.root_is_cold:
+                crew.start()
+            if not self.checkpoint.restore(self.search, self.best):
+                self.best.find()
+            self.search.upper = self.best.value
+            return crew.run()
 
-    def _between(self) -> None:
-        """What happens between nodes: log, checkpoint."""
+    def _look(self) -> None:
         self.progress.update(self.search)
-        self.checkpoint.save(self.search, self.best)
 
-    def _stop(self) -> bool:
-        self._between()
-        limit = self.options.node_limit
-        return self.clock.expired or (limit is not None and self.search.nodes >= limit)
+    def _keep(self) -> None:
+        self.checkpoint.save(self.search, self.best)
 
     def _finish(self, status: Status) -> TreeResult:
         search = self.search
@@ -167,7 +167,10 @@ class Tree:
         return TreeResult(
             solution, min(lower, solution.objective), status, search.nodes, self.clock.elapsed,
             search.root, tuple(self.progress.history), proof,
-            {"newton_steps": float(search.newton), "open_nodes": float(search.open_nodes)},
+            {
+                "newton_steps": float(search.newton), "open_nodes": float(search.open_nodes),
+                **self.crew.stats,
+            },
         )  # fmt: skip
 
     def _proof(self) -> TreeProof | None:
@@ -175,7 +178,7 @@ class Tree:
         if self.log is None:
             return None
         search = self.search
-        claim = min(search.closed, search.cutoff, self.log.leave_open(search.waiting))
+        claim = min(search.closed, search.cutoff, self.log.leave_open(search.still_open()))
         if not claim > -np.inf:  # not even the dense minimum can be proven: H is singular
             return None
         return self.log.finish(claim - 1e-9 * search.scale)

@@ -45,7 +45,7 @@ class Checkpoint:
         if self.path is None or not (force or now - self._last >= self.interval):
             return
         self._last = now
-        nodes = search.waiting
+        nodes = search.still_open()
         arrays = {
             name: np.array([getattr(n, name) for n in nodes])
             for name in ("state", "lower", "d", "z", "nu", "mu", "depth")
@@ -88,7 +88,7 @@ class Checkpoint:
         return True
 
     def _fill(self, search: Search, a: dict[str, np.ndarray]) -> None:
-        search.heap, search.dive = [], []
+        search.heap, search.dive, search.out = [], [], {}
         for i in range(len(a["lower"])):
             arrays = (a["state"][i].copy(), float(a["lower"][i]), a["d"][i], a["z"][i], a["nu"][i])
             search.push(Node(*arrays, float(a["mu"][i]), int(a["depth"][i])))

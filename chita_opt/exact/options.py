@@ -30,7 +30,7 @@ class TreeOptions:
         Processes. The optimum and the proof do not depend on it; among equally good supports the
         one found may.
     proof : bool
-        Keep every witness, for :class:`chita_opt.exact.TreeProof`; serial.
+        Keep every witness, for :class:`chita_opt.exact.TreeProof`.
     checkpoint : Path or None
         File that the open nodes are written to, whole or not at all, every
         ``checkpoint_seconds`` and at the end of an unfinished search.
@@ -65,7 +65,5 @@ class TreeOptions:
             raise ProblemError(f"workers is {self.workers}; give a count >= 1")
         if not self.memory_limit > 0:
             raise ProblemError(f"memory_limit is {self.memory_limit}; give bytes > 0")
-        if self.proof and self.workers > 1:
-            raise ProblemError("a proof log is written by one worker; set workers=1")
         if self.resume and (self.checkpoint is None or self.proof):
             raise ProblemError("resume needs a checkpoint file, and no proof: its log would be cut")

@@ -1,148 +1,202 @@
-"""Subtrees in several processes: rounds of best nodes, with one incumbent for all.
+"""One search over open nodes by several processes: the best first, whoever works on them.
 
-Each round hands the most promising open nodes out in turn; every worker searches below its own
-for about a second and hands back what is still open. The incumbent's value stands in a file
-that all map, so that an improvement closes nodes everywhere at once. No node is lost or doubled,
-whatever the number of workers; only the order differs.
+This process searches like a single one. Beside it, every worker is given its share of the
+currently best open nodes, searches below them for a moment and hands back what is still open,
+its totals, the supports that it would propose and its part of the proof log; so the order stays
+that of one search, and no node is lost or doubled. A slice whose process died is given again.
 """
 
 from __future__ import annotations
 
-import heapq
+import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
-from joblib import Parallel, delayed
 
-from chita_opt.exact.allowed import Allowed
-from chita_opt.exact.node import Node
-from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.proof_pieces import Inherited, put_back
 from chita_opt.exact.tree import Search
+from chita_opt.exact.workers import Answer, Goal, Slice, Worker
 from chita_opt.solution import Clock
-from chita_opt.supports.base import Array
 
-_WARM_UP = 8  # open nodes per worker before the first round
-_HANDED = 16  # nodes per worker and round
-_ROUND = 1.0  # seconds
-_ALONE = 5.0  # seconds before processes are started: they take about as long to import torch
-_RETURNED = 40  # supports that a worker proposes, at most
+_ALONE = 2.0  # seconds of search after which workers are started at the latest
+_SLICE = 0.25  # seconds that a worker searches before it hands back
+_MOST = 64  # nodes that it is given at most
+_SPREAD = 2  # nodes that it bounds, per node given, at most
+_DEATHS = 2  # a process is started again, until so many have died
+_GRACE = 0.5  # seconds that answers are waited for once a limit has come
 
-
-class SharedValue:
-    """A float64 in a file that processes map: the incumbent's value, only ever lowered."""
-
-    def __init__(self, path: Path, value: float | None = None) -> None:
-        if value is not None:
-            np.array([value]).tofile(path)
-        self.array = np.memmap(path, dtype=np.float64, mode="r+", shape=(1,))
-
-    def lower_to(self, value: float) -> float:
-        """Lower the value if ``value`` is smaller; what stands there now."""
-        if value < self.array[0]:  # a race can only lose an improvement until the round ends
-            self.array[0] = value
-        return float(self.array[0])
+_log = logging.getLogger(__name__)
 
 
-class _Proposals:
-    """Values supports in a worker; the best go back to be improved."""
+class Crew:
+    """The driver and its workers; a context that ends them.
 
-    def __init__(self, quadratic: Quadratic, allowed: Allowed, shared: SharedValue) -> None:
-        self.quadratic, self.allowed, self.shared = quadratic, allowed, shared
-        self.best: list[tuple[float, Array]] = []
-        self.seen: set[bytes] = set()
+    Parameters
+    ----------
+    search, options, clock : Search, TreeOptions, Clock
+        What is searched, and its limits.
+    look, keep : Callable
+        Called often, and between nodes only: history, checkpoint.
+    """
 
-    def offer(self, support: Array) -> float:
-        """Solve on the support if it is new and allowed."""
-        state = np.zeros(self.quadratic.size, dtype=np.int8)
-        state[support] = 1
-        key = state.tobytes()
-        if key not in self.seen and self.allowed.propagate(state):
-            self.seen.add(key)
-            value = self.quadratic.solve(support)[1]
-            self.best.append((value, support))
-            self.shared.lower_to(value)
-        return self.shared.lower_to(np.inf)
+    def __init__(
+        self,
+        search: Search,
+        options: TreeOptions,
+        clock: Clock,
+        look: Callable[[], None],
+        keep: Callable[[], None],
+    ) -> None:
+        self.search, self.options, self.clock = search, options, clock
+        self.look, self.keep = look, keep
+        self.workers: list[Worker] = []
+        self.deaths = self.nodes = 0
+        self._begin = np.inf
+        self._rate = 0.0  # seconds a node takes
 
+    @property
+    def stats(self) -> dict[str, float]:
+        """Nodes bounded by workers, and how many of these died."""
+        return {"by_workers": float(self.nodes), "workers_lost": float(self.deaths)}
 
-def search_below(
-    quadratic: Quadratic,
-    allowed: Allowed,
-    nodes: list[Node],
-    path: Path,
-    limits: tuple[float, float, float, float],
-) -> tuple[list[Node], tuple[float, int, int], list[tuple[float, Array]]]:
-    """Search below ``nodes``; the open nodes, (closed, nodes, Newton steps), best supports."""
-    gap, floor, memory, seconds = limits
-    end = time.perf_counter() + seconds
-    shared = SharedValue(path)
-    proposals = _Proposals(quadratic, allowed, shared)
-    search = Search(
-        NodeSolver(quadratic, allowed), proposals.offer, shared.lower_to(np.inf), gap, floor, memory
-    )
-    for node in nodes:
-        search.push(node)
-    search.run(lambda: time.perf_counter() > end)
-    best = heapq.nsmallest(_RETURNED, proposals.best, key=lambda pair: pair[0])
-    return search.waiting, (search.closed, search.nodes, search.newton), best
+    def start(self) -> None:
+        """Start the workers; nobody waits for them."""
+        if not self.workers and not self.deaths:
+            self.workers = [Worker(self.search.solver) for _ in range(self.options.workers - 1)]
 
+    def run(self) -> bool:
+        """Search until the gap is closed or a limit comes."""
+        search, self._begin = self.search, self.clock.elapsed
+        while search.open_nodes:
+            if search.finished():
+                return True
+            if self._stop():
+                self._wait()
+                return search.finished()
+            if search.waiting and self._left > 0:
+                self._step()
+            else:
+                time.sleep(1e-3)
+        return True
 
-def run_parallel(
-    search: Search, options: TreeOptions, clock: Clock, between: Callable[[], None]
-) -> bool:
-    """Drive ``search`` with several processes; True once the gap is closed."""
-    workers, limit = options.workers, options.node_limit
+    def __enter__(self) -> Crew:
+        return self
 
-    def stop() -> bool:
-        between()
-        return clock.expired or (limit is not None and search.nodes >= limit)
+    def __exit__(self, *error: object) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            worker.close()
+        self.workers = []
 
-    def enough() -> bool:
-        return search.open_nodes >= _WARM_UP * workers and clock.elapsed >= _ALONE
+    def _step(self) -> None:
+        begin = self.clock.elapsed
+        self.search.step(self._urgent)
+        self._learn(self.clock.elapsed - begin, 1)
 
-    serial = search.run(lambda: stop() or enough())
-    if serial or stop():
-        return serial
-    with TemporaryDirectory(prefix="chita-opt-") as folder:
-        path = Path(folder) / "incumbent"
-        shared = SharedValue(path, search.upper)
-        with Parallel(n_jobs=workers, backend="loky", inner_max_num_threads=1) as pool:
-            while search.open_nodes and search.lower < search.cutoff and not stop():
-                _round(search, pool, path, shared, options, clock)
-    return search.run(lambda: True)  # closes what the cutoff closes
+    def _learn(self, seconds: float, nodes: int) -> None:
+        if nodes:
+            rate = seconds / nodes
+            self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
 
+    # -- limits ---------------------------------------------------------------------------------
 
-def _round(
-    search: Search, pool: Parallel, path: Path, shared: SharedValue, options: TreeOptions,
-    clock: Clock,
-) -> None:  # fmt: skip
-    """Hand out the best nodes, wait, take everything back."""
-    workers, solver = options.workers, search.solver
-    everything = search.waiting
-    everything.sort(key=lambda node: node.lower)
-    handed, kept = everything[: _HANDED * workers], everything[_HANDED * workers :]
-    left = clock.remaining
-    seconds = _ROUND if left is None else min(_ROUND, left)
-    limits = (search.gap, search.floor, options.memory_limit / workers, seconds)
-    answers = pool(
-        delayed(search_below)(solver.quadratic, solver.allowed, handed[i::workers], path, limits)
-        for i in range(workers)
-    )  # an interrupt up to here leaves all nodes open
-    search.remember()
-    search.heap, search.dive = [], []
-    for node in kept:
-        search.push(node)
-    for still, (closed, nodes, newton), best in answers:
-        for node in still:
-            search.push(node)
-        search.closed = min(search.closed, closed)
-        search.nodes += nodes
-        search.newton += newton
-        for _, support in best:
-            search.upper = min(search.upper, search.offer(support))
-    search.settle()
-    shared.lower_to(search.upper)
+    @property
+    def _left(self) -> int:
+        """Nodes that may still be begun: the limit less those done or given away."""
+        if self.options.node_limit is None:
+            return 2**31
+        away = sum(worker.given.most for worker in self.workers if worker.given is not None)
+        return self.options.node_limit - self.search.nodes - away
+
+    def _stop(self) -> bool:
+        """Asked between nodes: serve the workers unless a limit has come."""
+        self.look()
+        self.keep()
+        limit = self.options.node_limit
+        if self.clock.expired or (limit is not None and self.search.nodes >= limit):
+            return True
+        self._serve()
+        return False
+
+    def _urgent(self) -> bool:
+        """Asked inside nodes; a log takes one node at a time."""
+        self.look()
+        if self.search.solver.log is None:
+            self._serve()
+        return self.clock.expired
+
+    def _wait(self) -> None:
+        """Take the answers that come soon; the nodes of the others stay open."""
+        end = self.clock.elapsed + _GRACE
+        while any(w.given is not None for w in self.workers) and self.clock.elapsed < end:
+            for worker in list(self.workers):
+                self._look_after(worker, more=False)
+            time.sleep(1e-3)
+
+    # -- workers --------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Start the workers when it is time, take what they have, give them more."""
+        if self.clock.elapsed - self._begin >= _ALONE:
+            self.start()
+        for worker in list(self.workers):
+            self._look_after(worker, more=True)
+
+    def _look_after(self, worker: Worker, *, more: bool) -> None:
+        """Merge what the worker has, give it more if it is idle, replace it if it is dead."""
+        try:
+            done = worker.collect()
+            if done is not None:
+                self._merge(*done)
+            if more and worker.idle:
+                self._give(worker)
+        except (BrokenProcessPool, MemoryError) as error:
+            self._replace(worker, error)
+
+    def _give(self, worker: Worker) -> None:
+        """The worker's share of the best open nodes, for about a slice's time."""
+        search, remaining = self.search, self.clock.remaining
+        wanted = int(_SLICE / self._rate) + 1 if self._rate else 1
+        most = min(wanted, _MOST, self._left)
+        if most < 1 or not (search.waiting and search.nodes):  # the root is bounded here
+            return
+        key, nodes, deep = search.hand_out(most, len(self.workers) + 1)
+        log = search.solver.log
+        most = min(wanted if deep else _SPREAD * len(nodes), self._left)
+        seconds = _SLICE if remaining is None else min(_SLICE, remaining)
+        deadline = None if remaining is None else time.time() + remaining
+        brought = None if log is None else Inherited.of(log, nodes)
+        goal = Goal(search.upper, search.gap, search.floor)
+        worker.submit(Slice(key, nodes, deep, goal, most, seconds, deadline, brought))
+
+    def _replace(self, worker: Worker, error: Exception) -> None:
+        lost = worker.given
+        if lost is not None:
+            self.search.take_back(lost.key, lost.nodes, lost.deep)
+        self.deaths += 1
+        worker.close()
+        again = self.deaths < _DEATHS
+        _log.warning(
+            "a process of the tree search died (%s); its nodes are open again, and %s",
+            error, "it is started again" if again else "the search goes on without it",
+        )  # fmt: skip
+        if again:
+            worker.start()
+        else:
+            self.workers.remove(worker)
+
+    def _merge(self, given: Slice, answer: Answer) -> None:
+        search, still, log = self.search, answer.still, self.search.solver.log
+        search.begin(given.key, given.nodes)
+        if log is not None and answer.piece is not None and given.brought is not None:
+            still = put_back(log, answer.piece, given.nodes, given.brought, still)
+        search.closed = min(search.closed, answer.closed)
+        search.nodes += answer.nodes
+        search.newton += answer.newton
+        self.nodes += answer.nodes
+        search.take_back(given.key, still, given.deep)
+        self._learn(answer.seconds, answer.nodes)
+        search.improve(answer.supports)

@@ -77,7 +77,7 @@ class ProofLog:
         :math:`v' = v_R + Q_{RR}^{-1}Q_{RO}v_O` the pulls r stay, and the bound does not fall.
         """
         step = self.enter(node.step, node.side)
-        row = self.witness_row[step] = self._best_above(node)
+        row = self.witness_row[step] = self.best_above(node)
         if row < 0:
             return
         v, d, q = self.witnesses[row], self.splits[row], self.quadratic
@@ -91,7 +91,7 @@ class ProofLog:
             split[rest] = d[rest]
             self.witness_row[step] = self._append(point, split, self.bounds[row])
 
-    def _best_above(self, node: Node) -> int:
+    def best_above(self, node: Node) -> int:
         """Row of the highest bound on the way to a node; at an open root the dense minimum."""
         if node.step < 0:
             every = np.arange(self.quadratic.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,13 +16,17 @@ from chita_opt.supports.base import Array
 
 Offer = Callable[[Array], float]
 Stop = Callable[[], bool]
-Entry = tuple[float, int, Node]
+_WITHIN = 1.0 - 1e-6  # share of the gap asked for: the one reported is computed anew
 _SPILL = 0.25  # share of the open nodes that goes depth-first at a time
 
 
 @dataclass(eq=False)
 class Search:
     """Open nodes and what is known about the whole problem.
+
+    A node leaves ``heap`` or ``dive`` for ``out`` while it is worked on; dropping it from ``out``,
+    once its children are in, is the one operation that makes the work count. So every open node is
+    somewhere whenever an interrupt comes, and :meth:`undo` forgets what was half done.
 
     Attributes
     ----------
@@ -37,11 +41,18 @@ class Search:
     memory_limit : float
         Bytes of open nodes beyond which the weakest go depth-first.
     closed : float
-        Smallest bound at which a node was closed.
+        Smallest bound at which a node was closed or a part of it cut off.
     nodes, newton : int
         Nodes bounded and Newton steps taken.
     root, root_point : float, Node
         Bound before branching, and the root after its first ascent.
+    heap : list of tuple
+        (bound, ticket, node): open nodes, best bound first.
+    dive : list of tuple
+        (smallest bound up to here, node): a stack that is worked on before the heap.
+    out : dict
+        By a ticket, nodes being worked on, here or in other processes, and how long the proof log
+        was when results began to come in.
     """
 
     solver: NodeSolver
@@ -55,10 +66,10 @@ class Search:
     newton: int = 0
     root: float = -np.inf
     root_point: Node | None = None
-    heap: list[Entry] = field(default_factory=list)
-    dive: list[Node] = field(default_factory=list)
+    heap: list[tuple[float, int, Node]] = field(default_factory=list)
+    dive: list[tuple[float, Node]] = field(default_factory=list)
+    out: dict[int, tuple[list[Node], Mark | None]] = field(default_factory=dict)
     _ticket: count[int] = field(default_factory=count)
-    _before: tuple[list[Entry], list[Node], Mark | None] | None = None
 
     @property
     def scale(self) -> float:
@@ -68,104 +79,157 @@ class Search:
     @property
     def cutoff(self) -> float:
         """A node whose bound reaches this is closed."""
-        return self.upper - self.gap * max(self.upper - self.floor, 0.0)
+        return self.upper - _WITHIN * self.gap * max(self.upper - self.floor, 0.0)
 
     @property
     def lower(self) -> float:
         """Proven bound on the whole problem."""
         best = self.heap[0][0] if self.heap else np.inf
-        weak = min((node.lower for node in self.dive), default=np.inf)
-        return float(min(self.closed, best, weak, self.upper))
+        weak = self.dive[-1][0] if self.dive else np.inf
+        away = min((node.lower for nodes, _ in self.out.values() for node in nodes), default=np.inf)
+        return float(min(self.closed, best, weak, away, self.upper))
 
     @property
-    def open_nodes(self) -> int:
-        """How many nodes wait."""
+    def waiting(self) -> int:
+        """How many nodes nobody works on."""
         return len(self.heap) + len(self.dive)
 
     @property
-    def waiting(self) -> list[Node]:
-        """The open nodes."""
-        return [entry[2] for entry in self.heap] + self.dive
+    def open_nodes(self) -> int:
+        """How many nodes are not done."""
+        return self.waiting + sum(len(nodes) for nodes, _ in self.out.values())
 
-    def push(self, node: Node) -> None:
-        """Add an open node."""
-        heapq.heappush(self.heap, (node.lower, next(self._ticket), node))
+    def still_open(self) -> list[Node]:
+        """All nodes that are not done, each once wherever an interrupt came."""
+        away = [node for nodes, _ in self.out.values() for node in nodes]
+        every = away + [entry[2] for entry in self.heap] + [entry[1] for entry in self.dive]
+        return list(dict.fromkeys(every))
 
-    def run(self, stop: Stop) -> bool:
-        """Search until the gap is closed (True) or ``stop`` says so."""
-        while self.open_nodes:
-            if self.lower < self.cutoff and stop():
+    def push(self, node: Node, *, deep: bool = False) -> None:
+        """Add an open node, to the stack if ``deep``."""
+        if deep:
+            least = min(self.dive[-1][0], node.lower) if self.dive else node.lower
+            self.dive.append((least, node))
+        else:
+            heapq.heappush(self.heap, (node.lower, next(self._ticket), node))
+
+    def run(self, stop: Stop, urgent: Stop | None = None) -> bool:
+        """Search until the gap is closed (True) or ``stop`` says so.
+
+        ``stop`` is asked between nodes; ``urgent`` also inside them, where it ends an ascent early.
+        """
+        while self.waiting:
+            if self.finished():
+                return True
+            if stop():
                 return False
-            self.remember()
-            if self.lower >= self.cutoff:
-                self._close_rest()
-            else:
-                self._spill()
-                self._step(stop)
-            self.settle()
+            self.step(urgent)
         return True
 
-    def remember(self) -> None:
-        """What is open before nodes are taken, for an interrupt that comes before they are done."""
-        log = self.solver.log
-        self._before = list(self.heap), list(self.dive), None if log is None else log.mark()
+    def finished(self) -> bool:
+        """Whether the gap is closed; what is open is then closed too."""
+        if self.lower < self.cutoff:
+            return False
+        nodes = self.still_open()
+        self.begin(next(self._ticket), nodes)
+        for node in nodes:
+            self._close(node)
+        self.heap, self.dive = [], []
+        self.out = {}
+        return True
 
-    def settle(self) -> None:
-        """The nodes taken are done."""
-        self._before = None
+    def step(self, urgent: Stop | None = None) -> None:
+        """Close or branch one node."""
+        self._spill()
+        deep, key = bool(self.dive), next(self._ticket)
+        node = self._take(key)
+        self.begin(key, [node])
+        children: tuple[Node, ...] = ()
+        if node.lower >= self.cutoff:
+            self._close(node)
+        else:
+            children = self._process(node, urgent)
+        self.take_back(key, children, deep)
+
+    def improve(self, supports: Iterable[Array]) -> None:
+        """Offer supports as incumbents."""
+        for support in supports:
+            self.upper = min(self.upper, self.offer(support))
+
+    # -- nodes that are worked on -----------------------------------------------------------------
+
+    def hand_out(self, number: int, share: int) -> tuple[int, list[Node], bool]:
+        """Take out the first of every ``share`` among the next open nodes, at most ``number``.
+
+        Returns their ticket, the nodes, and whether they are from the stack: then only its top.
+        """
+        key, deep = next(self._ticket), bool(self.dive)
+        taken = 1 if deep else min(number * share, len(self.heap))
+        best = [self._take(key) for _ in range(taken)]
+        for i, node in enumerate(best):
+            if i % share:
+                self.push(node)
+        self.out[key] = best[::share], None
+        return key, best[::share], deep
+
+    def begin(self, key: int, nodes: list[Node]) -> None:
+        """From here on results of these nodes come in; they count once ``out[key]`` is dropped."""
+        log = self.solver.log
+        self.out[key] = nodes, None if log is None else log.mark()
+
+    def take_back(self, key: int, still: Iterable[Node], deep: bool) -> None:
+        """Nodes of a ticket are done but for what is still open below them."""
+        for node in still:
+            self.push(node, deep=deep)
+        del self.out[key]
+
+    @property
+    def mark(self) -> Mark | None:
+        """Where the log stood before the results now coming in; None between nodes."""
+        return min((mark for _, mark in self.out.values() if mark is not None), default=None)
 
     def undo(self) -> None:
-        """After an interrupt: what was open before the step is open again, none lost or doubled."""
-        if self._before is None:
-            return
-        self.heap, self.dive, mark = self._before
-        if self.solver.log is not None and mark is not None:
-            self.solver.log.rewind(mark)
-        self.settle()
+        """After an interrupt: nodes whose work had not ended are open again, none lost or doubled.
 
-    def _step(self, stop: Stop) -> None:
-        """Close or branch one node."""
-        node = self.dive[-1] if self.dive else self.heap[0][2]
-        if node.lower >= self.cutoff:
-            self._take()
-            self._close(node)
+        With a log, what they had written is forgotten, and so are children that stood on it.
+        """
+        first = self.mark
+        if self.solver.log is None or first is None:
             return
-        outcome = self.solver.process(node.copy(), self.cutoff, self.scale, stop)
-        value = self.upper
-        for support in outcome.supports:
-            value = min(value, self.offer(support))
-        self._take()
-        self.upper = value
-        self.nodes += 1
-        self.newton += outcome.steps
-        if self.nodes == 1:
-            self.root, self.root_point = outcome.lower, outcome.point
-        if outcome.branch < 0:
-            self.closed = min(self.closed, outcome.lower)
-            return
-        keep_diving = bool(self.dive)
-        for child in outcome.children():
-            if keep_diving:
-                self.dive.append(child)
-            else:
-                self.push(child)
+        self.solver.log.rewind(first)
+        self.heap = [entry for entry in self.heap if entry[2].step < first[0]]
+        self.dive = [entry for entry in self.dive if entry[1].step < first[0]]
 
-    def _take(self) -> None:
+    def _take(self, key: int) -> Node:
+        """Move the next node to those of ``key``."""
+        node = self.dive[-1][1] if self.dive else self.heap[0][2]
+        self.out.setdefault(key, ([], None))[0].append(node)
         if self.dive:
             self.dive.pop()
         else:
             heapq.heappop(self.heap)
+        return node
+
+    def _process(self, node: Node, urgent: Stop | None) -> tuple[Node, ...]:
+        """Bound a node; its children, none if it is closed."""
+        cutoff = self.cutoff
+        outcome = self.solver.process(node.copy(), cutoff, self.scale, urgent)
+        self.improve(outcome.supports)
+        self.nodes += 1
+        self.newton += outcome.steps
+        if self.nodes == 1:
+            self.root, self.root_point = outcome.lower, outcome.point
+        if bool((outcome.node.state != node.state).any()):
+            self.closed = min(self.closed, cutoff)  # what fixing cuts off reaches only the cutoff
+        if outcome.branch < 0:
+            self.closed = min(self.closed, outcome.lower)
+            return ()
+        return outcome.children()
 
     def _close(self, node: Node) -> None:
         self.closed = min(self.closed, node.lower)
         if self.solver.log is not None:
             self.solver.log.close(node)
-
-    def _close_rest(self) -> None:
-        """Every open node's bound reaches the cutoff."""
-        for node in self.waiting:
-            self._close(node)
-        self.heap, self.dive = [], []
 
     def _spill(self) -> None:
         """Send the nodes nearest to the cutoff depth-first: they close soonest."""
@@ -174,6 +238,7 @@ class Search:
         if len(self.heap) * self.heap[0][2].bytes < self.memory_limit:
             return
         self.heap.sort()
-        first = max(1, int((1.0 - _SPILL) * len(self.heap)))
-        self.dive = [item[2] for item in self.heap[first:]] or [self.heap[-1][2]]
-        self.heap = self.heap[: len(self.heap) - len(self.dive)]
+        first = min(int((1.0 - _SPILL) * len(self.heap)), len(self.heap) - 1)
+        for entry in self.heap[first:]:
+            self.push(entry[2], deep=True)
+        del self.heap[first:]
