@@ -1,6 +1,6 @@
 """Test accuracy of MLPNet on MNIST: one stage, 16 stages, 30 seconds, and the control.
 
-    CHITA_OPT_DATA=... OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--quick] [--parts one stages]
+    CHITA_OPT_DATA=... OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--quick] [--parts one]
 
 Every choice is made on the first half of 10,000 held-out training images, audited on the second;
 the 10,000 test images are read once, at the end of a run. Gradients use the other 50,000. Means
@@ -10,8 +10,9 @@ one      one stage, 1,000 rows of 16: `quadratic` is the quadratic model at the 
          `prune` is the default call, in which it competes with layer-wise reconstruction (which
          takes a second set of rows of the same 16,000 images, at the reconstruction)
 stages   16 stages of 1,000 x 16: `plain` without trust, `trusted` with competing supports
-seconds  as many seconds as --seconds says: 16 trusted stages, then `refine`; `control` is gradual magnitude pruning in plain
-         masked training on the same 50,000 images for the same seconds
+seconds  --seconds in all: 16 trusted stages, then `refine`; `control` is gradual magnitude
+         pruning in plain masked training (Adam, rate 2e-3, batches of 256) on the same 50,000
+         images for the same seconds
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from chita_opt.nn.gradual import gradual_magnitude_
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.models import MLPNet
 from chita_opt.nn.stages import prune_in_stages
+from chita_opt.nn.train import TrainingRecipe
 from chita_opt.nn.trust import (
     LossRows,
     RefineOptions,
@@ -150,11 +152,12 @@ def long_run(case: Case, sparsity: float, seconds: float) -> Iterator[dict[str, 
 def control(case: Case, sparsity: float, seconds: float) -> dict[str, Any]:
     model, began = MLPNet(), time.perf_counter()
     model.load_state_dict(case.model.state_dict())
+    recipe = TrainingRecipe(optimizer="adam", lr=2e-3, batch_size=256)
     log = gradual_magnitude_(
-        model, *case.pool, sparsity=sparsity, time_limit=seconds, seed=case.seed
+        model, *case.pool, sparsity=sparsity, time_limit=seconds, recipe=recipe, seed=case.seed
     )
     row = case.row("seconds", "control", sparsity, case.layers.weights(model), began)
-    return row | {"samples": log.steps * 64}
+    return row | {"samples": log.steps * recipe.batch_size}
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ gives better networks than any single quadratic model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ def gradual_magnitude_(
     *,
     sparsity: float,
     time_limit: float,
-    lr: float = 0.02,
+    recipe: TrainingRecipe | None = None,
     seed: int = 0,
     layer_map: LayerMap | None = None,
 ) -> GradualLog:
@@ -71,8 +71,9 @@ def gradual_magnitude_(
         Final share of removed weights; rounded as by :func:`chita_opt.keep_count`.
     time_limit : float
         Seconds.
-    lr : float
-        Learning rate of stochastic gradient descent with momentum 0.9, batches of 64.
+    recipe : TrainingRecipe, optional
+        Optimiser, rate and batch size; its epochs and decay are not used. Without it stochastic
+        gradient descent with momentum 0.9, rate 0.02 and batches of 64.
     seed : int
         Seed of the sample order.
     layer_map : LayerMap, optional
@@ -86,16 +87,18 @@ def gradual_magnitude_(
     if not time_limit > 0:
         raise DataError(f"time_limit is {time_limit}; gradual pruning needs seconds > 0")
     layers = layer_map or select_layers(model)
+    recipe = replace(recipe or TrainingRecipe(lr=0.02), epochs=_FOREVER, cosine=False)
     clock, steps = Clock(time_limit), 0
     masks: dict[str, Tensor] = {}
     for stage in range(1, _STAGES + 1):
         reached = sparsity * (1.0 - (1.0 - stage / _STAGES) ** 3)
         masks = _magnitude_masks(model, layers, sparsity if stage == _STAGES else reached)
         until = time_limit * _PRUNING_PART * stage / _STAGES
-        steps += _train(model, x, y, masks, until - clock.elapsed, lr, seed + stage)
-    for part, rate in ((0.5, lr), (1.0, 0.1 * lr)):
+        steps += _train(model, x, y, masks, until - clock.elapsed, recipe, seed + stage)
+    for part, factor in ((0.5, 1.0), (1.0, 0.1)):
+        own = replace(recipe, lr=factor * recipe.lr)
         until = time_limit * (_PRUNING_PART + (1.0 - _PRUNING_PART) * part)
-        steps += _train(model, x, y, masks, until - clock.elapsed, rate, seed + _STAGES + 1)
+        steps += _train(model, x, y, masks, until - clock.elapsed, own, seed + _STAGES + 1)
     return GradualLog(masks, steps, clock.elapsed)
 
 
@@ -111,14 +114,13 @@ def _train(
     y: Tensor,
     masks: Mapping[str, Tensor],
     seconds: float,
-    lr: float,
+    recipe: TrainingRecipe,
     seed: int,
 ) -> int:
     """Train on a mask for some seconds; the number of steps. The mask is applied in any case."""
     keeper = MaskKeeper(model, masks)
     if seconds <= 0.0:
         return 0
-    recipe = TrainingRecipe(epochs=_FOREVER, lr=lr, cosine=False)
     log = train_classifier(
         model, x, y, recipe=recipe, seed=seed, mask_keeper=keeper, time_limit=seconds
     )

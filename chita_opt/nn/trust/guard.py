@@ -1,4 +1,4 @@
-"""The trust mechanism of ``prune``: measure every solve, and let candidates compete where it failed.
+"""The trust mechanism of ``prune``: every solve is measured, and challenged where it failed.
 
 A trusted solution is kept: there the model ranks candidates well, and the solution is its best. A
 doubtful one competes, by the held-out loss, with the minimisers on other supports and with
@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from chita_opt.curvature import LowRank
 from chita_opt.errors import DataError, LayerError
 from chita_opt.nn.evaluation import model_device
 from chita_opt.nn.layer_map import LayerMap
@@ -26,7 +25,7 @@ from chita_opt.nn.trust.competition import Candidate, entered, lowest, solved_on
 from chita_opt.nn.trust.loss_rows import LossRows
 from chita_opt.nn.trust.measuring import measure_trust
 from chita_opt.nn.trust.moments import LayerInputs
-from chita_opt.nn.trust.one_shot import OneShotOptions, one_shot
+from chita_opt.nn.trust.one_stage import OneShotOptions, one_shot
 from chita_opt.nn.trust.reconstruction import Reconstruction
 from chita_opt.nn.trust.scores import COMPETING, supports_by
 from chita_opt.nn.trust.verdict import TrustReport, Verdict
@@ -153,7 +152,7 @@ class Guard:
         return found, notes
 
     def _rounded(self, found: list[Candidate]) -> Iterator[Candidate]:
-        """With the weights that the parameters' types hold; those the family forbids are dropped."""
+        """With the weights that the parameters' types hold."""
         for candidate in found:
             pieces = self.layer_map.unflatten(candidate.w)
             types = {i.name: self.layer_map.parameter(self.model, i).dtype for i in self.layer_map}

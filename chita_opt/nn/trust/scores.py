@@ -24,13 +24,13 @@ _COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Score:
-    """A saliency by name.
+    r"""A saliency by name.
 
     Attributes
     ----------
     kind : {"magnitude", "diagonal", "surgeon"}
-        :math:`|w|`; :math:`|w|\\sqrt{C_{jj}+\\rho_j}` (optimal brain damage);
-        :math:`|w|/\\sqrt{[H^{-1}]_{jj}}` (optimal brain surgeon).
+        :math:`|w|`; :math:`|w|\sqrt{C_{jj}+\rho_j}` (optimal brain damage);
+        :math:`|w|/\sqrt{[H^{-1}]_{jj}}` (optimal brain surgeon).
     power : float
         Power of the layer's root mean square that divides the saliency; 0 for none.
     """

@@ -53,9 +53,10 @@ def set_aside(
     wanted = min(MOST, size // _SHARE, size - used) if count is None else count
     if wanted < (FEWEST if count is None else 1) or wanted > size - used:
         raise DataError(
-            f"{size} samples leave {max(size - used, 0)} beside the {used} of one measurement, "
-            f"{FEWEST if count is None else count} are needed to hold out; lower rows or "
-            "batch_size, or give more data"
+            f"{size} samples leave {max(wanted, 0) if count is None else max(size - used, 0)} to "
+            f"hold out (one in {_SHARE}, beside the {used} of one measurement), "
+            f"{FEWEST if count is None else count} are needed; lower rows or batch_size, give more "
+            "data, or say holdout=COUNT"
         )
     order = row_order(size, seed)
     kept = order[wanted:].sort().values

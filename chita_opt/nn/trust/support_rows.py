@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class SupportRows(OuterProducts):
         self._index = index
         ends = torch.tensor([0, *(item.stop for item in loss.layer_map)], device=index.device)
         cuts = torch.searchsorted(index, ends).tolist()
-        pairs = zip(loss.layer_map, zip(cuts[:-1], cuts[1:], strict=True), strict=True)
+        pairs = zip(loss.layer_map, pairwise(cuts), strict=True)
         self._places = {item.name: slice(*cut) for item, cut in pairs}
 
     def _own(self, item: LayerSlice, block: Tensor) -> Tensor:
