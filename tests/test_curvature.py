@@ -220,7 +220,7 @@ def test_low_rank_takes_the_cheaper_way(n: int) -> None:
         if 2 * kept <= n:
             assert isinstance(solver, CholeskySupport)
         check_solver(solver, M, part)
-        for other in (WoodburySupport.solve(C._factor, part, mask),
+        for other in (WoodburySupport.solve(C.factor_of_rows, part, mask),
                       CholeskySupport.solve(C, part, mask)):  # fmt: skip
             close(solver.weights, other.weights)
             assert solver.value == pytest.approx(other.value, rel=1e-10)

@@ -7,14 +7,16 @@ n gradients has an n-dimensional dual whatever p is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_BLOCK = 4096  # columns in one float32 product
-_MIXED = 512  # columns converted to float64 at a time: few enough to stay in cache
+GATHERED = 0.3  # share of columns up to which gathering them costs less than reading all in order
+_BLOCK = 4096  # columns in one float32 Gram product
+_CACHED = 2 << 20  # bytes of gathered or widened columns that stay in a processor's cache
+_LAUNCHED = 256 << 20  # the same where every product is a launch on an accelerator
 
 
 class Factor(ABC):
@@ -66,45 +68,68 @@ class ColumnFactor(Factor):
         """Square root of the scale."""
         return self.scale**0.5
 
+    @property
+    def cached(self) -> int:
+        """Columns that stay in cache when they are gathered or widened."""
+        limit = _CACHED if self.columns.device.type == "cpu" else _LAUNCHED
+        return max(32, limit // (8 * self.dual_size))
+
+    @property
+    def whole(self) -> int:
+        """Columns of one product over all: all of them, where they lie in memory."""
+        return self.size
+
+    def pieces(self, index: Tensor | None, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """Places in ``index`` (all columns for None), ``count`` at a time, and those columns."""
+        total = self.size if index is None else len(index)
+        for start in range(0, total, count):
+            place = slice(start, start + count)
+            if index is None:
+                yield place, self.columns[place]
+            else:
+                yield place, self.columns.index_select(0, index[place])
+
+    def select(self, index: Tensor) -> Tensor:
+        """A copy of the columns at ``index`` (len(index), n); for few."""
+        return self.columns.index_select(0, index)
+
     def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """``sqrt(scale) A x``; reads the columns of non-zero entries only."""
         used = x.nonzero().squeeze(1)
-        # gathering columns costs more than reading them in order
-        index = None if len(used) > (0.7 if exact else 0.3) * self.size else used
-        count = self.size if index is None else len(index)
+        if len(used) <= (0.7 if exact else GATHERED) * self.size:
+            return self.forward_at(used, x[used], exact=exact)
+        return self.forward_at(None, x, exact=exact)
+
+    def forward_at(self, index: Tensor | None, x: Tensor, *, exact: bool = False) -> Tensor:
+        """``sqrt(scale) A x`` for x given at the columns of ``index`` (None for all) alone."""
         out = torch.zeros(self.dual_size, dtype=torch.float64, device=x.device)
-        if not exact and index is None:
-            return (x.to(self.columns.dtype) @ self.columns).double() * self.root
-        step = _MIXED if exact else _BLOCK
-        for i in range(0, count, step):
-            part = self.block(index, i, step)
-            v = x[i : i + step] if index is None else x[index[i : i + step]]
-            out += v @ part.double() if exact else (v.to(part.dtype) @ part).double()
+        count = self.whole if index is None and not exact else self.cached
+        for place, part in self.pieces(index, count):
+            v = x[place] if exact else x[place].to(part.dtype)
+            out += v @ part.double() if exact else (v @ part).double()
         return out * self.root
 
     def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
         """``sqrt(scale) A' r`` for every column."""
-        if not exact:
-            return (self.columns @ r.to(self.columns.dtype)).double() * self.root
-        out = torch.empty(self.size, dtype=torch.float64, device=r.device)
-        for i in range(0, self.size, _MIXED):
-            out[i : i + _MIXED] = self.columns[i : i + _MIXED].double() @ r
-        return out * self.root
+        return self.adjoint_at(None, r, exact=exact)
 
-    def adjoint_at(self, index: Tensor, r: Tensor, *, exact: bool = True) -> Tensor:
-        """``sqrt(scale) A' r`` for the given columns."""
-        out = torch.empty(len(index), dtype=torch.float64, device=r.device)
+    def adjoint_at(self, index: Tensor | None, r: Tensor, *, exact: bool = True) -> Tensor:
+        """``sqrt(scale) A' r`` for the given columns (None for all)."""
+        total = self.size if index is None else len(index)
+        out = torch.empty(total, dtype=torch.float64, device=r.device)
         v = r if exact else r.to(self.columns.dtype)
-        for i in range(0, len(index), _MIXED):
-            part = self.block(index, i, _MIXED)
-            out[i : i + _MIXED] = (part.double() if exact else part) @ v
-        return out * self.root
+        count = self.whole if index is None and not exact else self.cached
+        for place, part in self.pieces(index, count):
+            out[place] = (part.double() if exact else part) @ v
+        return out.mul_(self.root)
 
-    def block(self, index: Tensor | None, start: int, count: int = _BLOCK) -> Tensor:
-        """Rows ``start … start + count`` of the (selected) column store."""
-        if index is None:
-            return self.columns[start : start + count]
-        return self.columns.index_select(0, index[start : start + count])
+    def normal_at(self, index: Tensor, weights: Tensor, v: Tensor) -> Tensor:
+        """``F_S diag(weights) F_S' v`` in float64, each column read once."""
+        out = torch.zeros_like(v)
+        for place, part in self.pieces(index, self.cached):
+            wide = part.double()
+            out += (weights[place] * (wide @ v)) @ wide
+        return out * self.scale
 
     def gram(
         self,
@@ -127,23 +152,22 @@ class ColumnFactor(Factor):
         for sign in (1.0, -1.0):
             chosen = sign * weights > 0
             side, roots = index[chosen], (sign * self.scale * weights[chosen]).sqrt()
-            for i in range(0, len(side), _BLOCK):
-                part = self.block(side, i)
+            for place, part in self.pieces(side, _BLOCK):
                 part = part.double() if exact else part
-                part.mul_(roots[i : i + _BLOCK].to(part.dtype)[:, None])
+                part.mul_(roots[place].to(part.dtype)[:, None])
                 onto.add_(symmetric_product(part), alpha=sign)
         return onto
 
-    def square_norms(self) -> Tensor:
-        """``diag(C)`` at the data's precision, for preconditioners."""
-        return torch.linalg.vector_norm(self.columns, dim=1).square().double() * self.scale
+    def square_norms(self, index: Tensor | None = None) -> Tensor:
+        """``diag(C)`` (or its entries at ``index``) at the data's precision."""
+        pieces = self.pieces(index, self.whole if index is None else self.cached)
+        norms = [torch.linalg.vector_norm(part, dim=1) for _, part in pieces]
+        return torch.cat(norms).square().double() * self.scale
 
     def column_norms(self) -> Tensor:
         """Squared column norms times the scale."""
-        out = torch.empty(self.size, dtype=torch.float64, device=self.columns.device)
-        for i in range(0, self.size, _MIXED):
-            out[i : i + _MIXED] = self.columns[i : i + _MIXED].double().square().sum(1)
-        return out * self.scale
+        pieces = self.pieces(None, self.cached)
+        return torch.cat([part.double().square().sum(1) for _, part in pieces]) * self.scale
 
 
 @dataclass(frozen=True, eq=False)

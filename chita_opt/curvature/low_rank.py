@@ -73,10 +73,11 @@ class LowRank(Curvature):
 
     def factor(self) -> ColumnFactor:
         """sqrt(scale) A, or a smaller factor of C where there are more gradients than weights."""
-        return self._compressed if self.size < self.A.shape[0] else self._factor
+        return self._compressed if self.size < self.A.shape[0] else self.factor_of_rows
 
     @cached_property
-    def _factor(self) -> ColumnFactor:
+    def factor_of_rows(self) -> ColumnFactor:
+        """sqrt(scale) A, which images live in, also where :meth:`factor` is smaller."""
         return ColumnFactor(self.A.T, self.scale)
 
     @cached_property
@@ -90,13 +91,13 @@ class LowRank(Curvature):
 
     def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
         """``sqrt(scale) A x``: half a pass over A."""
-        return self._factor.forward(x, exact=exact)
+        return self.factor_of_rows.forward(x, exact=exact)
 
     def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """``sqrt(scale) A' r``: half a pass, or only the columns at ``index``."""
         if index is not None:
-            return self._factor.adjoint_at(index, image, exact=exact)
-        return self._factor.adjoint(image, exact=exact)
+            return self.factor_of_rows.adjoint_at(index, image, exact=exact)
+        return self.factor_of_rows.adjoint(image, exact=exact)
 
     def energy(self, image: Tensor) -> float:
         """``|r|^2 / 2``."""
@@ -122,12 +123,15 @@ class LowRank(Curvature):
 
     @cached_property
     def _diagonal(self) -> Tensor:
-        return self._factor.column_norms()
+        return self.factor_of_rows.column_norms()
 
     def cross(self, rows: Tensor, cols: Tensor) -> Tensor:
         """``scale A_rows' A_cols``."""
-        columns = self._factor.columns
-        return (columns[rows].double() @ columns[cols].double().T) * self.scale
+        left, right = (
+            self.factor_of_rows.select(rows).double(),
+            self.factor_of_rows.select(cols).double(),
+        )
+        return (left @ right.T) * self.scale
 
     def support_solver(
         self, part: SeparablePart, mask: Tensor, *, exact: bool = True
@@ -139,7 +143,7 @@ class LowRank(Curvature):
         """
         n, kept = self.A.shape[0], int(mask.sum())
         if kept > n or (2 * kept > n and float(part.rho.min()) > 0.0):
-            return WoodburySupport.solve(self._factor, part, mask, exact=exact)
+            return WoodburySupport.solve(self.factor_of_rows, part, mask, exact=exact)
         return CholeskySupport.solve(self, part, mask, exact=exact)
 
     def to(self, device: torch.device | str) -> LowRank:

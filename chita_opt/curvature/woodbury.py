@@ -152,8 +152,8 @@ class WoodburySupport(SupportSolver):
         return self._half_of(index)
 
     def _half_of(self, index: Tensor) -> Tensor:
-        columns = self.factor.columns.index_select(0, index).T * self.factor.root
-        return self.system.half(columns)
+        columns = self.factor.select(index).mul_(self.factor.root)
+        return self.system.half(columns.T)
 
 
 def _system(gram: Tensor, *, single: bool) -> SampleSystem:
@@ -170,11 +170,10 @@ def _refine(
     rhs: Tensor,
     r: Tensor,
 ) -> tuple[Tensor, bool]:
-    """Preconditioned conjugate gradients on M r = rhs with float64 products."""
-    part = ColumnFactor(factor.columns.index_select(0, S), factor.scale)
+    """Preconditioned conjugate gradients on M r = rhs with float64 products, one read each."""
 
     def apply(v: Tensor) -> Tensor:
-        return v + part.forward(inverse * part.adjoint(v, exact=True), exact=True)
+        return v + factor.normal_at(S, inverse, v)
 
     residual = rhs - apply(r)
     target = _TOLERANCE * float(rhs.norm())
