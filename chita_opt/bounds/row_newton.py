@@ -20,6 +20,7 @@ from torch import Tensor
 
 from chita_opt.bounds.newton import FreePart, NewtonSystem, apply_newton, conjugate_gradients
 from chita_opt.curvature.factors import BlockFactor, Factor, RowFactor
+from chita_opt.curvature.shared_rows import batch_end
 
 _BATCH_ENTRIES = 2**24  # float64 entries of the sub-matrices factored at a time (128 MiB)
 _TINY = 1e-300
@@ -69,7 +70,7 @@ class RowNewton(NewtonSystem):
         sizes = counts[by_size].tolist()
         self.batches, start = [], 0
         while start < len(sizes):
-            stop = _batch_end(sizes, start)
+            stop = batch_end(sizes, start, _BATCH_ENTRIES)
             chosen, width = by_size[start:stop], sizes[stop - 1]
             order = used[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
             valid = torch.arange(width, device=D.device) < counts[chosen, None]
@@ -109,17 +110,6 @@ def _add_pools(A: Tensor, y: Tensor, pool: Tensor) -> None:
         A.baddbmm_(y[:, :, None], y[:, None, :])
     else:
         A += y[:, :, None] * y[:, None, :] * (pool[:, :, None] == pool[:, None, :])
-
-
-def _batch_end(sizes: list[int], start: int) -> int:
-    """End of a batch of rows, in order of size, that wastes little and fits in memory."""
-    end = start + 1
-    while end < len(sizes):
-        width = sizes[end]
-        if width > 1.25 * sizes[start] + 16 or (end + 1 - start) * width**2 > _BATCH_ENTRIES:
-            break
-        end += 1
-    return end
 
 
 def _pool_vectors(weights: Tensor, D: Tensor, free: FreePart) -> tuple[Tensor, Tensor]:

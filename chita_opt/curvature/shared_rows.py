@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,12 +136,12 @@ class RowBatchSupport(SupportSolver):
         """Solve ``H_SS x_S = -g_S + H_SO w_O`` in every row (O: pruned weights)."""
         d, rows = curvature.width, curvature.rows
         x = torch.where(mask, torch.zeros_like(part.w_bar), -part.w_bar)
-        rhs = torch.where(mask, -part.g - curvature.product(x), torch.zeros_like(x))
-        solved = torch.empty(rows, d, dtype=torch.float64, device=x.device)
-        for batch in _batches(rows, d):
-            L = _row_factors(curvature, part, mask, torch.arange(rows)[batch].to(x.device))
-            solved[batch] = torch.cholesky_solve(rhs.reshape(rows, d)[batch, :, None], L)[:, :, 0]
-        x = torch.where(mask, solved.reshape(-1), x)
+        rhs = (-part.g - curvature.product(x)).reshape(rows, d)
+        solved = torch.zeros(rows, d + 1, dtype=torch.float64, device=x.device)
+        for batch in _factored(curvature, part, mask, torch.arange(rows, device=x.device)):
+            right = batch.take(rhs)[:, :, None]
+            batch.put(solved, torch.cholesky_solve(right, batch.L)[:, :, 0])
+        x = torch.where(mask, solved[:, :-1].reshape(-1), x)
         Cx = curvature.product(x)
         pull = part.rho * part.w_bar - part.g - Cx
         value = 0.5 * float(x @ Cx) + part.value(x)
@@ -155,12 +155,10 @@ class RowBatchSupport(SupportSolver):
     def inverse_diagonal(self, index: Tensor) -> Tensor:
         """Diagonals of the rows' inverses."""
         d, rows = self.curvature.width, self.curvature.rows
-        out = torch.empty(rows, d, dtype=torch.float64, device=index.device)
-        needed = (index // d).unique()
-        for chunk in needed.split(max(1, _BATCH_ENTRIES // (d * d))):
-            L = _row_factors(self.curvature, self.part, self.mask, chunk)
-            out[chunk] = torch.cholesky_inverse(L).diagonal(dim1=1, dim2=2)
-        return out.reshape(-1)[index]
+        out = torch.zeros(rows, d + 1, dtype=torch.float64, device=index.device)
+        for batch in _factored(self.curvature, self.part, self.mask, (index // d).unique()):
+            batch.put(out, torch.cholesky_inverse(batch.L).diagonal(dim1=1, dim2=2))
+        return out[:, :-1].reshape(-1)[index]
 
     def schur_diagonal(self, index: Tensor) -> Tensor:
         """Row by row ``H_jj`` less the squared norm of ``L^-1 H_Sj``."""
@@ -188,21 +186,62 @@ class RowBatchSupport(SupportSolver):
         return Q
 
     def _half(self, row: Tensor, cols: Tensor) -> Tensor:
-        kept = self.mask.reshape(self.curvature.rows, -1)[row]
-        L = _row_factors(self.curvature, self.part, self.mask, row.reshape(1))[0]
-        rhs = self.curvature.H[:, cols] * kept[:, None]
-        return torch.linalg.solve_triangular(L, rhs, upper=False)
+        (batch,) = _factored(self.curvature, self.part, self.mask, row.reshape(1))
+        rhs = self.curvature.H[batch.index[0][:, None], cols]
+        return torch.linalg.solve_triangular(batch.L[0], rhs, upper=False)
 
 
-def _batches(rows: int, d: int) -> list[slice]:
-    step = max(1, _BATCH_ENTRIES // (d * d))
-    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+@dataclass(frozen=True, eq=False)
+class _RowBatch:
+    """Rows with supports of like size, gathered; shorter ones are padded with the identity.
+
+    ``index`` (rows, width) holds the columns kept, d where it is padded.
+    """
+
+    rows: Tensor
+    index: Tensor
+    L: Tensor
+
+    def take(self, table: Tensor) -> Tensor:
+        """Entries of a (all rows, d) table on the supports, zero in the padding."""
+        return torch.nn.functional.pad(table[self.rows], (0, 1)).gather(1, self.index)
+
+    def put(self, table: Tensor, values: Tensor) -> None:
+        """Write entries on the supports into a (all rows, d + 1) table."""
+        own = torch.zeros(len(self.rows), table.shape[1], dtype=table.dtype, device=table.device)
+        table[self.rows] = own.scatter_(1, self.index, values)
 
 
-def _row_factors(curvature: SharedRows, part: SeparablePart, mask: Tensor, rows: Tensor) -> Tensor:
-    """Cholesky factors of the kept sub-matrices of some rows, padded with the identity."""
-    kept = mask.reshape(curvature.rows, -1)[rows]
-    H = curvature.H * (kept[:, :, None] & kept[:, None, :])
-    rho = part.rho.reshape(curvature.rows, -1)[rows]
-    H.diagonal(dim1=1, dim2=2).add_(torch.where(kept, rho, torch.ones_like(rho)))
-    return cholesky(H, "the curvature of a row plus the ridge")
+def _factored(
+    curvature: SharedRows, part: SeparablePart, mask: Tensor, rows: Tensor
+) -> Iterator[_RowBatch]:
+    """Cholesky factors of the kept sub-matrices of some rows, in batches that fit in memory."""
+    d = curvature.width
+    H = torch.nn.functional.pad(curvature.H, (0, 1, 0, 1))
+    kept = mask.reshape(curvature.rows, d)[rows]
+    ridge = torch.nn.functional.pad(part.rho.reshape(curvature.rows, d), (0, 1), value=1.0)
+    by_size = kept.sum(1).argsort()
+    sizes = kept.sum(1)[by_size].tolist()
+    start = 0
+    while start < len(sizes):
+        stop = batch_end(sizes, start, _BATCH_ENTRIES)
+        chosen, width = by_size[start:stop], sizes[stop - 1]
+        order = kept[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+        valid = torch.arange(width, device=order.device) < kept[chosen].sum(1, keepdim=True)
+        index = torch.where(valid, order, d)
+        A = H[index[:, :, None], index[:, None, :]]
+        A.diagonal(dim1=1, dim2=2).add_(ridge[rows[chosen]].gather(1, index))
+        L = cholesky(A, "the curvature of a row plus the ridge")
+        yield _RowBatch(rows[chosen], index, L)
+        start = stop
+
+
+def batch_end(sizes: list[int], start: int, entries: int) -> int:
+    """End of a batch of matrices, their sizes rising, that wastes little and fits in memory."""
+    end = start + 1
+    while end < len(sizes):
+        width = sizes[end]
+        if width > 1.25 * sizes[start] + 16 or (end + 1 - start) * width**2 > entries:
+            break
+        end += 1
+    return end

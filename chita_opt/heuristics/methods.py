@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chita_opt.errors import MethodError
+from chita_opt.heuristics.alps import alps
 from chita_opt.heuristics.blockwise import blockwise
 from chita_opt.heuristics.cbs import cbs
 from chita_opt.heuristics.chita import chita
 from chita_opt.heuristics.coordinate_descent import coordinate_descent
 from chita_opt.heuristics.iht import iht
-from chita_opt.heuristics.local_search import local_search
 from chita_opt.heuristics.iobs import iobs
+from chita_opt.heuristics.layerwise import layerwise
+from chita_opt.heuristics.local_search import local_search
 from chita_opt.heuristics.magnitude import backsolve, magnitude
 from chita_opt.heuristics.mfac import mfac
+from chita_opt.heuristics.obc import obc
 from chita_opt.heuristics.portfolio import best
 from chita_opt.heuristics.relax_round import relax_round, relaxes_cheaply
+from chita_opt.heuristics.row_systems import WIDEST, has_layers, widest_row
 from chita_opt.heuristics.wanda import wanda
 from chita_opt.heuristics.woodfisher import woodfisher
 from chita_opt.problem import Problem
@@ -40,6 +44,8 @@ class Method:
         Whether rho > 0 is required.
     needs_thresholds : bool
         Whether the family must be laminar.
+    needs_rows : bool
+        Whether the matrix of every row of the curvature must be formed.
     """
 
     name: str
@@ -48,11 +54,13 @@ class Method:
     improves_start: bool = True
     needs_ridge: bool = False
     needs_thresholds: bool = False
+    needs_rows: bool = False
 
     def serves(self, problem: Problem) -> bool:
         """Whether the method can be used on this problem."""
         ridge = not self.needs_ridge or float(problem.rho.min()) > 0.0
-        return ridge and (not self.needs_thresholds or problem.supports.is_laminar)
+        family = not self.needs_thresholds or problem.supports.is_laminar
+        return ridge and family and (not self.needs_rows or widest_row(problem.curvature) <= WIDEST)
 
 
 METHODS: dict[str, Method] = {
@@ -71,6 +79,28 @@ METHODS: dict[str, Method] = {
         Method("cbs", "swaps on the cost of zeroing weights, then the exact update", cbs),
         Method("iobs", "thresholding after steps with an inverse curvature", iobs),
         Method("blockwise", "block after block without its coupling, then sweeps", blockwise),
+        Method(
+            "obc",
+            "OBC: greedy removal row by row, traces merged",
+            obc,
+            needs_ridge=True,
+            needs_rows=True,
+        ),
+        Method(
+            "alps",
+            "ALPS: operator splitting, conjugate gradients, exact solve",
+            alps,
+            needs_ridge=True,
+            needs_rows=True,
+        ),
+        Method(
+            "layerwise",
+            "slow splitting, then exact walks and swaps in rows (the default of layers)",
+            layerwise,
+            needs_ridge=True,
+            needs_thresholds=True,
+            needs_rows=True,
+        ),
         Method("local_search", "best exact swaps from any solution", local_search),
         Method(
             "relax_round",
@@ -85,7 +115,12 @@ METHODS: dict[str, Method] = {
 
 
 def choose_method(problem: Problem) -> str:
-    """The default's rule: relax_round where it serves cheaply, else the swaps, else chita."""
+    """The default's rule: layerwise for layers, else relax_round where it serves cheaply.
+
+    Where neither serves, the swaps; without a ridge chita.
+    """
+    if has_layers(problem.curvature) and METHODS["layerwise"].serves(problem):
+        return "layerwise"
     if relaxes_cheaply(problem):
         return "relax_round"
     return "local_search" if float(problem.rho.min()) > 0.0 else "chita"

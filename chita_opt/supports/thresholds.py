@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,11 +82,18 @@ def largest(scores: Tensor, k: int) -> Tensor:
         return torch.zeros(p, dtype=torch.bool, device=scores.device)
     if k >= p:
         return torch.ones(p, dtype=torch.bool, device=scores.device)
-    level = scores.kthvalue(p - k + 1).values
+    level = _order_statistic(scores, p - k)
     mask = scores > level
     ties = (scores == level).nonzero().squeeze(1)
     mask[ties[: k - int(mask.sum())]] = True
     return mask
+
+
+def _order_statistic(scores: Tensor, rank: int) -> Tensor:
+    """The score of that rank, 0 the lowest; numpy selects many times faster than torch."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(rank + 1).values
+    return torch.from_numpy(np.partition(scores.numpy(), rank)[rank : rank + 1])[0]
 
 
 def top_mask(scores: Tensor, groups: Groups) -> Tensor:
