@@ -272,10 +272,11 @@ code_options = (
 curvature_options = (
     click.option(
         "--curvature",
-        type=click.Choice(["gradients", "inputs"]),
+        type=click.Choice(["gradients", "sampled", "inputs"]),
         default="gradients",
         show_default=True,
-        help="One model of the loss, or layer-wise reconstruction.",
+        help="One model of the loss (empirical Fisher, or sampled Gauss-Newton rows), or "
+        "layer-wise reconstruction.",
     ),
     click.option(
         "--rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Gradient rows."

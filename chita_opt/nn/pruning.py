@@ -123,7 +123,7 @@ def prune(
     chosen, trust = solution.w, None
     if guard is not None:
         limit = share(clock, 0.5, run.reserve)
-        chosen, trust = guard.judged(network.problem, solution.w, solution.method, limit)
+        chosen, trust = guard.judged(network, solution.w, solution.method, limit)
     judged = clock.elapsed
     certificate, own = run.certify(solution, layers) if options.certify else (None, {})
     solution = solution if certificate is None else certificate.solution

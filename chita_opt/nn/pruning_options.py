@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -23,11 +23,13 @@ class PruneOptions:
     ----------
     k : int, optional
         Weights to keep, instead of a sparsity.
-    curvature : {"gradients", "inputs"}
+    curvature : {"gradients", "sampled", "inputs"}
         "gradients": one problem over all layers, C the empirical Fisher matrix of gradient rows;
-        the objective is a modelled increase of the loss. "inputs": layer-wise reconstruction, C
-        block-diagonal with every layer's input second moments; the objective is half the mean
-        squared change of the layers' outputs, summed over layers. No loss is needed for it.
+        the objective is a modelled increase of the loss. "sampled": the same with rows of the
+        Gauss-Newton matrix; see :func:`chita_opt.nn.sampled_rows.sampled_rows`. "inputs":
+        layer-wise reconstruction, C block-diagonal with every layer's input second moments; the
+        objective is half the mean squared change of the layers' outputs, summed over layers. No
+        loss is needed for it.
     scope : {"global", "layer"}
         Whether ``sparsity`` is of all selected weights together, or of each layer.
     certify : bool
@@ -72,7 +74,7 @@ class PruneOptions:
     """
 
     k: int | None = None
-    curvature: Literal["gradients", "inputs"] = "gradients"
+    curvature: Literal["gradients", "sampled", "inputs"] = "gradients"
     scope: Literal["global", "layer"] = "global"
     certify: bool = True
     rows: int = 1000
@@ -96,7 +98,7 @@ class PruneOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        _one_of("curvature", self.curvature, ("gradients", "inputs"))
+        _one_of("curvature", self.curvature, ("gradients", "sampled", "inputs"))
         _one_of("scope", self.scope, ("global", "layer"))
         _one_of("ridge_unit", self.ridge_unit, ("absolute", "mean_diagonal"))
         if self.compete is not None:
@@ -117,7 +119,7 @@ class PruneOptions:
             raise ProblemError(f"first_order is {self.first_order!r}; give 0, '1/m' or 1")
         return float(self.first_order)
 
-    def changed(self, changes: dict[str, Any]) -> PruneOptions:
+    def changed(self, changes: dict[str, Any]) -> Self:
         """The same options with some fields replaced.
 
         Raises

@@ -17,9 +17,12 @@ from chita_opt.nn.gradients import gradient_rows
 from chita_opt.nn.inputs import LayerGram, layer_inputs
 from chita_opt.nn.layer_map import LayerMap, LayerSlice
 from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.sampled_rows import sampled_rows
 from chita_opt.nn.sampling import RowChoice
 from chita_opt.problem import Problem, from_gradients
 from chita_opt.supports import Budget, SupportFamily, family_from_text, keep_count
+
+_ROWS = {"gradients": "gradient rows", "sampled": "sampled Gauss-Newton rows"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,14 @@ class NetworkProblem:
         empty where the problem is one.
     notes : Mapping
         How the curvature was measured, for the report.
+    gradient : Tensor or None
+        (p,) mean gradient of the loss, where the curvature's rows do not hold it.
     """
 
     problem: Problem
     parts: Mapping[str, Problem] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    gradient: Tensor | None = None
 
 
 def build_family(
@@ -89,36 +95,47 @@ def build_problem(
     if options.curvature == "inputs":
         return _from_inputs(model, data, layer_map, supports, options)
     if loss_fn is None:
-        raise DataError("loss_fn is needed for curvature='gradients'")
+        raise DataError(f"loss_fn is needed for curvature={options.curvature!r}")
     options.tell("gradients", 0, options.rows)
-    found = gradient_rows(
-        model,
-        loss_fn,
-        data,
-        layer_map,
-        RowChoice(
-            rows=options.rows,
-            batch_size=options.batch_size,
-            seed=options.seed if by_number(data) else None,
-        ),
-        memory_limit=options.memory_limit,
-        progress=lambda done, total: options.tell("gradients", done, total),
-        out=out,
+    choice = RowChoice(
+        rows=options.rows,
+        batch_size=options.batch_size,
+        seed=options.seed if by_number(data) else None,
     )
-    w_bar = layer_map.weights(model)
+    w_bar, gradient, alpha = layer_map.weights(model), None, options.alpha
+    if options.curvature == "sampled":
+        limit, seed = options.memory_limit, options.seed
+        sampled = sampled_rows(
+            model, loss_fn, data, layer_map, choice, seed=seed, memory_limit=limit
+        )
+        found, gradient, alpha = sampled.rows, sampled.gradient, 0.0
+    else:
+        found = gradient_rows(
+            model,
+            loss_fn,
+            data,
+            layer_map,
+            choice,
+            memory_limit=options.memory_limit,
+            progress=lambda done, total: options.tell("gradients", done, total),
+            out=out,
+        )
     problem = from_gradients(
-        found.A, w_bar, ridge=options.ridge, supports=supports, first_order=options.alpha
+        found.A, w_bar, ridge=options.ridge, supports=supports, first_order=alpha
     )
+    if gradient is not None and options.alpha:
+        g = options.alpha * gradient
+        problem = Problem(problem.curvature, w_bar, problem.rho, supports, g)
     if options.ridge_unit == "mean_diagonal":
         rho = options.ridge * float(problem.curvature.diagonal().mean())
         problem = Problem(problem.curvature, w_bar, rho, supports, problem.g)
     notes = {
-        "curvature": f"{options.rows} gradient rows of {options.batch_size} samples",
+        "curvature": f"{options.rows} {_ROWS[options.curvature]} of {options.batch_size} samples",
         "gradient_path": found.path,
         "path_reason": found.reason,
         "calibration_loss": found.loss_mean,
     }
-    return NetworkProblem(_placed(problem, options), notes=notes)
+    return NetworkProblem(_placed(problem, options), notes=notes, gradient=gradient)
 
 
 def _from_inputs(

@@ -315,8 +315,8 @@ def sample_count(data: Any) -> int | None:
     data = _pair_or_same(data)
     if isinstance(data, tuple):
         return len(data[0])
-    source = data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(source, Sequence) and not isinstance(source, str):
+    source: Any = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(source, Sequence):
         return sum(len(_as_batch(batch)[0]) for batch in source)
     return len(source) if _is_map_style(source) else None
 

@@ -18,6 +18,7 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.nn.evaluation import model_device
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.pruning_problem import NetworkProblem
 from chita_opt.nn.sampling import RowChoice, open_rows, row_order, sample_count
 from chita_opt.nn.trust.budgets import BudgetSearch
 from chita_opt.nn.trust.calibration import HeldOut, held_out_of, hold_out
@@ -92,13 +93,13 @@ class Guard:
         return cls(model, loss_fn, data, layer_map, options, *held.halves()), ""
 
     def judged(
-        self, problem: Problem, w: Tensor, method: str, time_limit: float | None = None
+        self, network: NetworkProblem, w: Tensor, method: str, time_limit: float | None = None
     ) -> tuple[Tensor, TrustReport]:
         """The weights to apply, and the report on them.
 
         Parameters
         ----------
-        problem : Problem
+        network : NetworkProblem
             What the method solved.
         w : Tensor
             (p,) its answer.
@@ -107,7 +108,7 @@ class Guard:
         time_limit : float, optional
             Seconds for further candidates.
         """
-        report = self._measured(problem, w)
+        report, problem = self._measured(network, w), network.problem
         compete = self.options.compete
         doubted = report.verdict in (Verdict.DOUBTFUL, Verdict.NOT_TRUSTED)
         if (
@@ -120,17 +121,18 @@ class Guard:
         found, notes = self._candidates(problem, w, method, Clock(time_limit))
         best = lowest(found)
         if best is not found[0]:
-            report = replace(self._measured(problem, best.w), passed_over=report)
+            report = replace(self._measured(network, best.w), passed_over=report)
         rows = tuple(candidate.row(problem) for candidate in found)
         reasons = (*report.reasons, *notes)
         return best.w, replace(report, candidates=rows, chosen=best.name, reasons=reasons)
 
-    def _measured(self, problem: Problem, w: Tensor) -> TrustReport:
+    def _measured(self, network: NetworkProblem, w: Tensor) -> TrustReport:
         return measure_trust(
-            problem,
+            network.problem,
             w,
             self.auditing,
             batch_size=self.options.batch_size,
+            gradient=network.gradient,
             thresholds=self.options.trust_thresholds,
         )
 
@@ -162,15 +164,15 @@ class Guard:
     def _reconstructed(self, problem: Problem, start: Tensor, clock: Clock) -> list[Candidate]:
         device = model_device(self.model)
         used = self.options.rows * self.options.batch_size
-        size = sample_count(self.data)
-        if size is None:
-            raise LayerError("the samples cannot be read by number")
+        size, loss_fn = sample_count(self.data), self.loss_fn
+        if size is None or loss_fn is None:
+            raise LayerError("it needs a loss and samples that can be read by number")
         index = row_order(size, self.options.seed)[:used]
         source = open_rows(self.data, RowChoice(index=index[:_MOST_INPUTS, None]))
         inputs = [x.to(device) for x, _ in source.chunks(_BATCH)]
         rows = LossRows(
             self.model,
-            self.loss_fn,
+            loss_fn,
             self.data,
             self.layer_map,
             pool=index,

@@ -13,7 +13,9 @@ from chita_opt.nn.trust.verdict import TrustReport, TrustThresholds, judge
 from chita_opt.problem import Problem
 
 
-def predicted_increase(problem: Problem, w: Tensor, batch_size: int) -> float | None:
+def predicted_increase(
+    problem: Problem, w: Tensor, batch_size: int, gradient: Tensor | None = None
+) -> float | None:
     r"""Modelled increase of the loss at w with the linear term and without the ridge.
 
     With rows :math:`a_i` that are gradients of mean losses of m samples and d = w - w_bar,
@@ -21,7 +23,8 @@ def predicted_increase(problem: Problem, w: Tensor, batch_size: int) -> float | 
     .. math:: \frac1n\sum_i a_i^\top d+\frac{m}{2n}\sum_i (a_i^\top d)^2 .
 
     The factor m undoes the averaging: the rows' second moment is 1/m of the Fisher matrix of
-    single samples. The linear term is the rows' own mean, whether or not the problem has one.
+    single samples. The linear term is the rows' own mean, whether or not the problem has one, or
+    ``gradient`` (p,), where the rows are not gradients of the loss.
 
     Returns
     -------
@@ -32,7 +35,8 @@ def predicted_increase(problem: Problem, w: Tensor, batch_size: int) -> float | 
     if not isinstance(C, LowRank):
         return None
     along = C.image(w - problem.w_bar) / C.scale**0.5
-    return float(along.mean() + 0.5 * batch_size * along.square().mean())
+    slope = along.mean() if gradient is None else gradient @ (w - problem.w_bar)
+    return float(slope + 0.5 * batch_size * along.square().mean())
 
 
 def measure_trust(
@@ -41,6 +45,7 @@ def measure_trust(
     held_out: HeldOut,
     *,
     batch_size: int = 1,
+    gradient: Tensor | None = None,
     thresholds: TrustThresholds | None = None,
 ) -> TrustReport:
     """Compare the quadratic model with the network at the weights w.
@@ -55,6 +60,8 @@ def measure_trust(
         Samples that neither made the problem nor chose w.
     batch_size : int
         Samples of a gradient row, m.
+    gradient : Tensor, optional
+        (p,) mean gradient of the loss, where the problem's rows are not gradients.
     thresholds : TrustThresholds, optional
         Where trust ends.
 
@@ -69,7 +76,7 @@ def measure_trust(
         actual = held_out.loss(w) - held_out.loss(dense)
         accuracy, before = held_out.accuracy(w), held_out.accuracy(dense)
     report = TrustReport(
-        predicted=predicted_increase(problem, w, batch_size),
+        predicted=predicted_increase(problem, w, batch_size, gradient),
         actual=actual,
         samples=held_out.size,
         accuracy=accuracy,

@@ -91,7 +91,7 @@ class LayerInputs:
         H = cross = None
         count = 0
         for x, x_dense in self._pairs(item, dense, before):
-            if H is None:
+            if H is None or cross is None:
                 groups, width, _ = x.shape
                 H = torch.zeros(groups, width, width, dtype=torch.float64, device=x.device)
                 cross = H if x_dense is x else torch.zeros_like(H)
@@ -100,9 +100,8 @@ class LayerInputs:
                 cross += (x_dense @ x.mT).double()
             count += x.shape[2]
         assert H is not None and cross is not None
-        H, cross = H / count, cross / count
-        target = W.unflatten(0, (len(H), -1)) @ cross
-        return LayerMoments(0.5 * (H + H.mT), target.flatten(0, 1), W)
+        mean, target = H / count, W.unflatten(0, (len(H), -1)) @ (cross / count)
+        return LayerMoments(0.5 * (mean + mean.mT), target.flatten(0, 1), W)
 
     def _pairs(
         self, item: LayerSlice, dense: Mapping[str, Tensor], before: Mapping[str, Tensor]

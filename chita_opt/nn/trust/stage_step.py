@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chita_opt.errors import ProblemError
-from chita_opt.nn.stages.state import StageAnswer, StageState
+from chita_opt.nn.stages.state import Note, StageAnswer, StageState
 from chita_opt.nn.trust.calibration import HeldOut
 from chita_opt.nn.trust.competition import lowest, solved_on
 from chita_opt.nn.trust.scores import STAGED, Score, supports_by
@@ -43,7 +43,11 @@ class TrustedStep:
         masks = supports_by(state.problem, state.layer_map, scores)
         candidates = solved_on(state.problem, masks, self.held_out)
         best = lowest(candidates)
-        notes = {"support": best.name, "held_out_loss": best.loss, "candidates": len(candidates)}
+        notes: dict[str, Note] = {
+            "support": best.name,
+            "held_out_loss": best.loss,
+            "candidates": len(candidates),
+        }
         return StageAnswer(best.w, notes)
 
 
