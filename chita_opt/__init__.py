@@ -24,6 +24,7 @@ _EXPORTS = {
     "Dense": "chita_opt.curvature",
     "LowRank": "chita_opt.curvature",
     "SharedRows": "chita_opt.curvature",
+    "open_gradients": "chita_opt.curvature",
     "Problem": "chita_opt.problem",
     "from_gradients": "chita_opt.problem",
     "from_hessian": "chita_opt.problem",

@@ -135,7 +135,7 @@ class Problem:
 
 
 def from_gradients(
-    rows: Tensor,
+    rows: Tensor | LowRank,
     w_bar: Tensor,
     *,
     ridge: float | Tensor,
@@ -151,8 +151,9 @@ def from_gradients(
 
     Parameters
     ----------
-    rows : Tensor
-        (n, p) float32 or float64.
+    rows : Tensor or LowRank
+        (n, p) float32 or float64; or the curvature itself, such as that of a file
+        (:func:`chita_opt.open_gradients`), whose scale must be 1/n.
     w_bar : Tensor
         (p,).
     ridge : float or Tensor
@@ -169,15 +170,18 @@ def from_gradients(
     ProblemError, CurvatureError
         If the data are inconsistent or not finite.
     """
-    if rows.ndim != 2:
-        raise ProblemError(f"rows has shape {tuple(rows.shape)}; give (samples, weights)")
+    A = rows.A if isinstance(rows, LowRank) else rows
+    if A.ndim != 2:
+        raise ProblemError(f"rows has shape {tuple(A.shape)}; give (samples, weights)")
+    n = A.shape[0]
     if not 0.0 <= first_order <= 1.0:
         raise ProblemError(f"first_order is {first_order}; give 0, 1/m for m-sample rows, or 1")
-    curvature = LowRank(rows, 1.0 / rows.shape[0])
+    curvature = rows if isinstance(rows, LowRank) else LowRank(rows, 1.0 / n)
+    if curvature.scale != 1.0 / n:
+        raise ProblemError(f"the curvature has scale {curvature.scale}; {n} rows need 1/{n}")
     g = None
     if first_order:
-        ones = torch.ones(rows.shape[0], dtype=torch.float64, device=rows.device)
-        n = rows.shape[0]
+        ones = torch.ones(n, dtype=torch.float64, device=A.device)
         g = curvature.pullback(ones) * (first_order / n**0.5)
     return Problem(curvature, w_bar, ridge, supports, g)
 

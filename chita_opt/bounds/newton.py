@@ -12,7 +12,7 @@ pools of free weights that share a multiplier (weights of no pool are not centre
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ Map = Callable[[Tensor], Tensor]
 # direction that is searched exactly.
 _STALE = 0.1
 _DIRECTION = 1e-4  # residual of a Newton direction, which is searched exactly
+_BLOCK = 4096  # columns copied at a time
 _SAFE_SINGLE = 1e6  # trace of the centred part up to which float32 products are accurate enough
 
 
@@ -105,7 +106,7 @@ class SampleSpaceNewton(NewtonSystem):
         self._update(weights, _STALE, free.index[waits])
         rest = (weights[free.index] - self.held[free.index]).clamp_min(0.0)
         try:
-            self.system = self._system(self._free_rows(free, bend, rest))
+            self.system = self._system(self._free_gram(free, bend, rest))
         except CurvatureError:
             self._update(weights, _STALE, None)
             self.system = self._system(None)
@@ -117,8 +118,8 @@ class SampleSpaceNewton(NewtonSystem):
         assert self.system is not None
         return self.system.solve(rhs, tol=self.accuracy)
 
-    def _system(self, rows: Tensor | None) -> SampleSystem:
-        M = self.gram.clone() if rows is None else self.gram + symmetric_product(rows)
+    def _system(self, free: Tensor | None) -> SampleSystem:
+        M = self.gram.clone() if free is None else self.gram + free
         M.diagonal().add_(1.0)
         return SampleSystem(M, single=self.single)
 
@@ -141,30 +142,83 @@ class SampleSpaceNewton(NewtonSystem):
             self.held = self.held.index_copy(0, moved, used[moved])
             self.columns_read += len(moved)
 
-    def _free_rows(self, free: FreePart, bend: Tensor, rest: Tensor) -> Tensor:
-        r"""Rows Y with Y'Y the free part: the z/d that the Gram matrix lacks, and h centred.
+    def _free_gram(self, free: FreePart, bend: Tensor, rest: Tensor) -> Tensor:
+        r"""The free part: the z/d that the Gram matrix lacks, and h centred.
 
         In a pool with D = diag(rest + h s^2), t = h s and u = D^{-1/2} t / sqrt(1'h), the middle
         matrix is :math:`D^{1/2}(I-uu^\top)D^{1/2}`, and :math:`I-uu^\top=(I-\beta
-        \hat u\hat u^\top)^2` with :math:`\beta=1-\sqrt{1-|u|^2}`: nothing large cancels.
+        \hat u\hat u^\top)^2` with :math:`\beta=1-\sqrt{1-|u|^2}`: nothing large cancels. Pools are
+        taken a few thousand columns at a time.
         """
-        X = self.factor.columns.index_select(0, free.index)
         D = (rest + bend).sqrt()
-        labels = free.pool + 1
-        pools = int(labels.max()) + 1
-        zero = D.new_zeros(pools)
-        mass = zero.index_add(0, labels, free.stiffness)
-        u = free.stiffness * free.slope / (D * mass[labels].sqrt()).clamp_min(1e-300)
-        u = torch.where(free.pool >= 0, u, 0.0)
+        pool, order = free.pool.sort(stable=True)
+        _, labels, sizes = pool.unique_consecutive(return_inverse=True, return_counts=True)
+        zero = D.new_zeros(len(sizes))
+        mass = zero.index_add(0, labels, free.stiffness[order])
+        u = (free.stiffness * free.slope / D.clamp_min(1e-150))[order]
+        u = torch.where(pool >= 0, u / mass[labels].sqrt(), 0.0)
         size = zero.index_add(0, labels, u.square())
         beta = (1.0 - (1.0 - size.clamp_max(1.0)).sqrt()) / size.clamp_min(1e-300)
-        X = X * (self.factor.root * D).to(X.dtype)[:, None]
-        mean = X.new_zeros(pools, X.shape[1])
-        mean.index_add_(0, labels, X * u.to(X.dtype)[:, None])
-        Y = X.sub_(mean[labels].mul_((beta[labels] * u).to(X.dtype)[:, None]))
-        # float32 products lose about 1e-7 of the trace: too much once that rivals the identity
-        coarse = len(Y) > 2 * Y.shape[1] or float(Y.square().sum()) < _SAFE_SINGLE
-        return Y if coarse else Y.double()
+        rows = _CentredRows(
+            self.factor, free.index[order], D[order] * self.factor.root, labels, u, beta
+        )
+        total = torch.zeros_like(self.gram)
+        for start, stop in _sections(sizes, max(_BLOCK, 2 * self.factor.dual_size)):
+            rows.add_gram(start, stop, total)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class _CentredRows:
+    """Rows Y = (I - beta u u') diag(scale) X in every pool, X the columns at ``index``.
+
+    Rows are ordered by ``labels``.
+    """
+
+    factor: ColumnFactor
+    index: Tensor
+    scale: Tensor
+    labels: Tensor
+    u: Tensor
+    beta: Tensor
+
+    def add_gram(self, start: int, stop: int, total: Tensor) -> None:
+        """Add Y'Y of a section, which holds whole pools, to ``total``."""
+        spans = [(i, min(i + _BLOCK, stop)) for i in range(start, stop, _BLOCK)]
+        if stop - start <= 2 * self.factor.dual_size:
+            spans = [(start, stop)]
+        first, pools = self.labels[start], int(self.labels[stop - 1] - self.labels[start]) + 1
+        mean = self.factor.columns.new_zeros(pools, self.factor.dual_size)
+        for span in spans:
+            X, u, labels = self._scaled(*span, first)
+            mean.index_add_(0, labels, X * u[:, None])
+        for span in spans:
+            if len(spans) > 1:
+                X, u, labels = self._scaled(*span, first)
+            shift = self.beta[first + labels].to(X.dtype) * u
+            Y = X.sub_(mean[labels].mul_(shift[:, None]))
+            # float32 products lose about 1e-7 of the trace: too much once that rivals the identity
+            fine = len(Y) <= 2 * Y.shape[1] and len(spans) == 1
+            fine = fine and float(torch.linalg.vector_norm(Y)) ** 2 >= _SAFE_SINGLE
+            total += symmetric_product(Y.double() if fine else Y)
+
+    def _scaled(self, start: int, stop: int, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        X = self.factor.select(self.index[start:stop])
+        X.mul_(self.scale[start:stop].to(X.dtype)[:, None])
+        return X, self.u[start:stop].to(X.dtype), self.labels[start:stop] - first
+
+
+def _sections(sizes: Tensor, most: int) -> Iterator[tuple[int, int]]:
+    """Cut consecutive pools into sections of about ``most`` rows; a larger pool is one alone."""
+    ends = sizes.cumsum(0)
+    start, total = 0, int(ends[-1])
+    while start < total:
+        reach = torch.searchsorted(ends, start + most, right=True)  # pools that end by then
+        stop = int(ends[reach - 1]) if int(reach) else 0
+        if stop <= start:
+            stop = int(ends[reach])
+        yield start, stop
+        start = stop
 
 
 class MatrixFreeNewton(NewtonSystem):

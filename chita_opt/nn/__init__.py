@@ -13,6 +13,7 @@ _EXPORTS = {
     "LayerSlice": "chita_opt.nn.layers",
     "select_layers": "chita_opt.nn.layers",
     "GradientRows": "chita_opt.nn.gradients",
+    "gradient_file": "chita_opt.nn.gradients",
     "gradient_rows": "chita_opt.nn.gradients",
     "RowChoice": "chita_opt.nn.sampling",
     "LayerGram": "chita_opt.nn.inputs",

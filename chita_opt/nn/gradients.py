@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chita_opt.errors import DataError, MemoryLimitError
-from chita_opt.nn.engine_choice import PROBE_ROWS, choose_engine
-from chita_opt.nn.evaluation import evaluating, full_precision, model_device
+from chita_opt.curvature.column_file import MappedColumns, column_writer
+from chita_opt.errors import DataError
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.outer_products import NotApplicable
-from chita_opt.nn.row_engines import Engine, LoopRows, Loss, RowLoss
-from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
-
-_log = logging.getLogger(__name__)
-
-# Beyond this a larger chunk is no faster, but for chunks that leave cache lines half written.
-_WORK_BYTES = 256 << 20
-_MOST_BYTES = 2 << 30
-_LINE = 16  # float32 numbers in a cache line
+from chita_opt.nn.row_computation import RowComputation
+from chita_opt.nn.row_engines import Loss
+from chita_opt.nn.sampling import RowChoice
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,72 +119,70 @@ def gradient_rows(
     precision a ReLU at its kink may differ), and used only if it agrees to 1e-5 of the largest
     entry of each layer.
     """
-    with evaluating(model), full_precision(model_device(model)):
-        source = open_rows(data, choice)
-        result_bytes = 4 * source.rows * layer_map.size
-        if memory_limit is not None and result_bytes > memory_limit:
-            raise _over_limit(result_bytes, memory_limit, source, layer_map)
-        loss = RowLoss(model, loss_fn, layer_map)
-        device = model_device(model)
-        x, y = (part.to(device) for part in source.first(PROBE_ROWS))
-        engine = choose_engine(loss, x, y, source.batch_size)
-        if engine.reason:
-            _log.info("gradient rows by %s: %s", engine.make.path, engine.reason)
-        work = max(_WORK_BYTES, min(_LINE * engine.row_bytes, _MOST_BYTES))
-        if memory_limit is not None:
-            work = min(work, memory_limit - result_bytes)
-            if engine.row_bytes > work:
-                need = result_bytes + engine.row_bytes
-                raise _over_limit(need, memory_limit, source, layer_map)
-        chunk = max(1, min(source.rows, work // engine.row_bytes))
-        chunk -= chunk % _LINE if chunk > _LINE else 0
-        run = _Run(engine.make(loss), engine.reason)
-        rows_t = _result(out, layer_map.size, source.rows, device)
-        loss_mean = _fill(run, loss, source, chunk, rows_t, progress)
-    samples = source.rows * source.batch_size
-    path, reason = run.engine.path, run.reason
-    return GradientRows(rows_t.t(), source.batch_size, samples, loss_mean, path, reason)
+    with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
+        p, n = layer_map.size, computation.source.rows
+        chunk = computation.chunk(memory_limit, held=4 * n * p)
+        rows_t = _result(out, p, n, computation.device)
+        for start, count in computation.chunks(chunk):
+            computation.write(rows_t[:, start : start + count], progress)
+        computation.check(rows_t)
+    return _rows(computation, rows_t)
 
 
-@dataclass
-class _Run:
-    """The engine in use, and why."""
+def gradient_file(
+    model: nn.Module,
+    loss_fn: Loss,
+    data: Any,
+    layer_map: LayerMap,
+    choice: RowChoice,
+    *,
+    path: str | os.PathLike[str],
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> GradientRows:
+    """Compute the same rows as :func:`gradient_rows` into a file, for nets larger than memory.
 
-    engine: Engine
-    reason: str
+    The file is a ``.npy`` of float32 (p, n), written whole or not at all;
+    :func:`chita_opt.open_gradients` makes a curvature of it within a memory limit.
 
-    def rows_(self, x: Tensor, y: Tensor, block: Tensor, loss: RowLoss) -> float:
-        try:
-            return self.engine.rows_(x, y, block)
-        except NotApplicable as error:  # how often a layer is called depends on the data
-            self.engine, self.reason = LoopRows(loss), str(error)
-            return self.engine.rows_(x, y, block)
+    Parameters
+    ----------
+    model, loss_fn, data, layer_map, choice, progress
+        As for :func:`gradient_rows`.
+    path : str or path
+        File to write or replace.
+    memory_limit : int, optional
+        Bytes of working memory: a chunk of rows, and what computing it takes (an estimate). Every
+        chunk visits the whole file once, so few large ones are faster.
+
+    Returns
+    -------
+    GradientRows
+        ``A`` is mapped from the file.
+
+    Raises
+    ------
+    MemoryLimitError
+        If one row exceeds ``memory_limit``.
+    DataError
+        As for :func:`gradient_rows`, or if the disk has no room for the file.
+    """
+    with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
+        p, n = layer_map.size, computation.source.rows
+        chunk = computation.chunk(memory_limit, row=4 * p)
+        with column_writer(path, p, n) as writer:
+            block = _result(None, p, chunk, computation.device)
+            for start, count in computation.chunks(chunk):
+                computation.write(block[:, :count], progress)
+                computation.check(block[:, :count], start)
+                writer.write(start, block[:, :count])
+    return _rows(computation, MappedColumns(path).tensor)
 
 
-def _fill(
-    run: _Run,
-    loss: RowLoss,
-    source: RowSource,
-    chunk: int,
-    rows_t: Tensor,
-    progress: Callable[[int, int], None] | None,
-) -> float:
-    """Write all rows, in chunks, as the columns of ``rows_t``; return the mean loss."""
-    device = model_device(loss.model)
-    done, total, fault = 0, 0.0, ""
-    for x, y in source.chunks(chunk):
-        count = len(x) // source.batch_size
-        block = rows_t[:, done : done + count]
-        mean = run.rows_(x.to(device), y.to(device), block, loss)
-        if not math.isfinite(mean):
-            fault = fault or f"the mean loss of rows {done} to {done + count - 1} is {mean}"
-        done, total = done + count, total + mean * count
-        if progress is not None:
-            progress(done, source.rows)
-    _check_finite(rows_t, loss.layer_map, source)
-    if fault:
-        raise DataError(fault)
-    return total / source.rows
+def _rows(computation: RowComputation, rows_t: Tensor) -> GradientRows:
+    m, samples = computation.source.batch_size, computation.samples
+    mean, path, reason = computation.loss_mean, computation.engine.path, computation.reason
+    return GradientRows(rows_t.t(), m, samples, mean, path, reason)
 
 
 def _result(out: Tensor | None, p: int, n: int, device: torch.device) -> Tensor:
@@ -209,26 +198,3 @@ def _result(out: Tensor | None, p: int, n: int, device: torch.device) -> Tensor:
             f"float32 tensor on {device} that needs no gradient"
         )
     return out
-
-
-def _check_finite(rows_t: Tensor, layer_map: LayerMap, source: RowSource) -> None:
-    if bool(torch.isfinite(rows_t.sum())):
-        return
-    finite = torch.isfinite(rows_t)
-    if bool(finite.all()):  # only the sum overflowed
-        return
-    row = int((~finite.all(0)).nonzero()[0])
-    weight = int((~finite[:, row]).nonzero()[0])
-    name = next(item.name for item in layer_map if weight < item.stop)
-    raise DataError(
-        f"row {row} ({source.samples_of(row)}) has a gradient of {name!r} that is not finite; "
-        "check these samples, or the weights, for NaN and overflow"
-    )
-
-
-def _over_limit(need: int, limit: int, source: RowSource, layer_map: LayerMap) -> MemoryLimitError:
-    return MemoryLimitError(
-        f"{source.rows} gradient rows of {layer_map.size} weights need at least {need} bytes "
-        f"(result and working memory), memory_limit is {limit}: raise it, or lower rows or "
-        "batch_size, or select fewer layers"
-    )

@@ -1,0 +1,148 @@
+"""Curvature from gradient rows that stay in a file: solved by streaming, within a memory limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from chita_opt.curvature.column_file import MappedColumns
+from chita_opt.curvature.factors import ColumnFactor
+from chita_opt.curvature.low_rank import LowRank
+from chita_opt.errors import CurvatureError, MemoryLimitError
+
+_PIECE = 64 << 20  # bytes of columns in one product over all of A
+_VECTORS = 56  # (p,) float64 vectors at once in relax_round and dual_bound; measured
+_SQUARES = 10  # (n, n) float64 matrices at once
+_COPIES = 8192  # columns copied at once for Gram matrices and candidates
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MappedFactor(ColumnFactor):
+    """F = sqrt(scale) A with its columns in a file, read in pieces and released.
+
+    Attributes
+    ----------
+    source : MappedColumns
+        Where ``columns`` lie.
+    window : int
+        Bytes of the file that may stay in memory.
+    """
+
+    source: MappedColumns
+    window: int
+
+    @property
+    def whole(self) -> int:
+        """Columns in one product over all: a piece."""
+        return max(1, min(_PIECE, self.window) // (4 * self.dual_size))
+
+    def pieces(self, index: Tensor | None, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """As for columns in memory; what was read is given back."""
+        for place, part in super().pieces(index, min(count, self.whole)):
+            yield place, part
+            self._touched(len(part), None if index is None else index[place])
+
+    def select(self, index: Tensor) -> Tensor:
+        """A copy of the columns at ``index``, read in pieces; for few."""
+        out = self.columns.new_empty(len(index), self.dual_size)
+        for place, part in self.pieces(index, self.cached):
+            out[place] = part
+        return out
+
+    def _touched(self, count: int, index: Tensor | None) -> None:
+        span = count
+        if index is not None and count:
+            span = int(index.max() - index.min()) + 1
+        self.source.touched(count, span, self.window)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MappedLowRank(LowRank):
+    """:class:`LowRank` whose A is read from a file at every use; see :func:`open_gradients`.
+
+    Attributes
+    ----------
+    source : MappedColumns
+        The file.
+    window : int
+        Bytes of it that may stay in memory.
+    """
+
+    source: MappedColumns
+    window: int
+
+    def __post_init__(self) -> None:
+        sums = [part.sum(dtype=torch.float64) for _, part in self.factor_of_rows.pieces(None, 4096)]
+        if not bool(torch.isfinite(torch.stack(sums).sum())):
+            raise CurvatureError(f"{self.source.path} holds values that are not finite")
+
+    @cached_property
+    def factor_of_rows(self) -> ColumnFactor:
+        """sqrt(scale) A, streamed."""
+        return MappedFactor(self.A.T, self.scale, source=self.source, window=self.window)
+
+    def to(self, device: torch.device | str) -> LowRank:
+        """Itself on the CPU; a file is not moved elsewhere."""
+        if torch.device(device).type != "cpu":
+            raise CurvatureError(
+                f"gradients in a file are not moved to {device}; load them: LowRank(A.to(device))"
+            )
+        return self
+
+
+def solving_bytes(n: int, p: int) -> int:
+    """Bytes that ``relax_round`` and ``dual_bound`` hold beside the file, at most.
+
+    Vectors of the weights, systems of the sample space, and copies of a few thousand columns.
+    """
+    return 8 * (_VECTORS * p + _SQUARES * n * n) + 4 * n * min(p, 3 * _COPIES)
+
+
+def open_gradients(
+    path: str | os.PathLike[str], *, scale: float | None = None, memory_limit: int | None = None
+) -> MappedLowRank:
+    r"""Curvature ``scale * A'A`` of gradient rows in a file, without loading it.
+
+    Parameters
+    ----------
+    path : str or path
+        Columns of A in ``.npy`` format, as :func:`chita_opt.nn.gradient_file` writes them.
+    scale : float, optional
+        1/n by default, the empirical Fisher matrix.
+    memory_limit : int, optional
+        Bytes that ``relax_round`` and ``dual_bound`` on it may use, beyond what the process holds
+        already: vectors over the weights, small systems, and pages of the file. Without a limit
+        the whole file may stay in memory; the system then takes pages back as it needs them.
+
+    Raises
+    ------
+    MemoryLimitError
+        If vectors and systems alone exceed the limit; the message names what is needed.
+    DataError
+        If the file cannot be read.
+    CurvatureError
+        If it holds values that are not finite, or the scale is not positive.
+    """
+    source = MappedColumns(path)
+    p, n = source.tensor.shape
+    scale = 1.0 / n if scale is None else scale
+    if not 0.0 < scale < float("inf"):
+        raise CurvatureError(f"scale is {scale}; it must be positive and finite")
+    window = source.tensor.nbytes
+    if memory_limit is not None:
+        need = solving_bytes(n, p) + min(_PIECE, window)
+        if need > memory_limit:
+            raise MemoryLimitError(
+                f"{n} gradient rows of {p} weights in {path} need at least {need} bytes to solve; "
+                f"memory_limit is {memory_limit}: raise it, or select fewer layers"
+            )
+        window = min(window, memory_limit - solving_bytes(n, p))
+    return MappedLowRank(source.tensor.T, scale, source=source, window=window)
+
+
+__all__ = ["MappedFactor", "MappedLowRank", "open_gradients", "solving_bytes"]
