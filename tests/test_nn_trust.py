@@ -327,3 +327,23 @@ def test_saliencies_by_definition() -> None:
     H = A.T @ A / 60 + 0.01 * torch.eye(problem.p)
     expected = torch.linalg.inv(H).diagonal()
     assert torch.allclose(inverse_diagonal(problem), expected, rtol=1e-3)
+
+
+def test_interrupts_end_the_competition_with_what_is_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chita_opt.nn.trust.guard.one_shot", stop)
+    found = run(compete="always", certify=True)
+    assert found.solution.status == "interrupted" and found.solution.is_feasible
+    assert found.trust is not None and found.trust.interrupted and len(found.trust.candidates) > 1
+    assert any("interrupted" in reason for reason in found.trust.reasons)
+    assert found.certificate is not None and found.certificate.lower <= found.objective
+
+
+def test_a_time_limit_leaves_candidates_out_and_says_so() -> None:
+    found = run(compete="always", time_limit=1e-3)
+    assert found.trust is not None and len(found.trust.candidates) >= 1
+    assert any("time limit" in reason for reason in found.trust.reasons)

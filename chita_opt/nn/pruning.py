@@ -123,7 +123,9 @@ def prune(
     chosen, trust = solution.w, None
     if guard is not None:
         limit = share(clock, 0.5, run.reserve)
-        chosen, trust = guard.judged(network, solution.w, solution.method, limit)
+        chosen, trust = guard.judged(network, solution, limit)
+        if trust.interrupted:
+            solution = replace(solution, status=Status.INTERRUPTED)
     judged = clock.elapsed
     certificate, own = run.certify(solution, layers) if options.certify else (None, {})
     solution = solution if certificate is None else certificate.solution

@@ -31,10 +31,12 @@ from chita_opt.nn.trust.reconstruction import Reconstruction
 from chita_opt.nn.trust.scores import COMPETING, supports_by
 from chita_opt.nn.trust.verdict import TrustReport, Verdict
 from chita_opt.problem import Problem
-from chita_opt.solution import Clock
+from chita_opt.solution import Clock, Solution, Status
 
 _log = logging.getLogger(__name__)
-_MOST_INPUTS = 20_000  # samples that reconstruction reads
+_MOST_INPUTS, _FEWEST_INPUTS = 20_000, 128  # samples that reconstruction reads
+_WORK = 2e11  # multiplications for the moments of one reconstruction
+_SEARCH_SECONDS = 60.0  # for layer budgets, where no time limit is given
 _BATCH = 2000
 
 
@@ -93,38 +95,46 @@ class Guard:
         return cls(model, loss_fn, data, layer_map, options, *held.halves()), ""
 
     def judged(
-        self, network: NetworkProblem, w: Tensor, method: str, time_limit: float | None = None
+        self, network: NetworkProblem, solution: Solution, time_limit: float | None = None
     ) -> tuple[Tensor, TrustReport]:
         """The weights to apply, and the report on them.
+
+        Ctrl-C ends the competition with the candidates at hand. After an interrupted solve there
+        is none.
 
         Parameters
         ----------
         network : NetworkProblem
             What the method solved.
-        w : Tensor
-            (p,) its answer.
-        method : str
-            Its name, for the table of candidates.
+        solution : Solution
+            Its answer.
         time_limit : float, optional
             Seconds for further candidates.
         """
-        report, problem = self._measured(network, w), network.problem
+        report, problem = self._measured(network, solution.w), network.problem
         compete = self.options.compete
         doubted = report.verdict in (Verdict.DOUBTFUL, Verdict.NOT_TRUSTED)
-        if (
-            not self.choosing.has_loss
-            or compete == "never"
-            or (compete == "doubtful" and not doubted)
-        ):
-            return w, report
+        challenged = compete == "always" or (compete == "doubtful" and doubted)
+        stopped = solution.status is Status.INTERRUPTED
+        if not challenged or stopped or not self.choosing.has_loss:
+            return solution.w, report
         self.options.tell("trust", 0, 0)
-        found, notes = self._candidates(problem, w, method, Clock(time_limit))
+        found, notes = [entered(solution.method, solution.w, self.choosing)], list[str]()
+        try:
+            self._challenge(problem, found, notes, Clock(time_limit))
+        except KeyboardInterrupt:
+            notes.append("interrupted before all candidates were tried")
+            stopped = True
         best = lowest(found)
         if best is not found[0]:
             report = replace(self._measured(network, best.w), passed_over=report)
-        rows = tuple(candidate.row(problem) for candidate in found)
-        reasons = (*report.reasons, *notes)
-        return best.w, replace(report, candidates=rows, chosen=best.name, reasons=reasons)
+        return best.w, replace(
+            report,
+            candidates=tuple(candidate.row(problem) for candidate in found),
+            chosen=best.name,
+            reasons=(*report.reasons, *notes),
+            interrupted=stopped,
+        )
 
     def _measured(self, network: NetworkProblem, w: Tensor) -> TrustReport:
         return measure_trust(
@@ -136,22 +146,22 @@ class Guard:
             thresholds=self.options.trust_thresholds,
         )
 
-    def _candidates(
-        self, problem: Problem, w: Tensor, method: str, clock: Clock
-    ) -> tuple[list[Candidate], list[str]]:
-        """The method's answer first, then what competes with it; notes on what could not."""
-        found, notes = [entered(method, w, self.choosing)], list[str]()
-        if not clock.expired:
-            masks = supports_by(problem, self.layer_map, COMPETING)
-            found += self._rounded(solved_on(problem, masks, self.choosing))
+    def _challenge(
+        self, problem: Problem, found: list[Candidate], notes: list[str], clock: Clock
+    ) -> None:
+        """Append what competes with the answer in ``found``; notes on what could not."""
         if clock.expired:
-            return found, ["the time limit left no time for layer-wise reconstruction"]
+            notes.append("the time limit left no time for other candidates")
+            return
+        masks = supports_by(problem, self.layer_map, COMPETING)
+        found += self._rounded(solved_on(problem, masks, self.choosing))
+        if clock.expired:
+            notes.append("the time limit left no time for layer-wise reconstruction")
+            return
         try:
-            start = lowest(found).w != 0
-            found += self._rounded(self._reconstructed(problem, start, clock))
+            found += self._rounded(self._reconstructed(problem, lowest(found).w != 0, clock))
         except LayerError as error:
             notes.append(f"no layer-wise reconstruction: {error}")
-        return found, notes
 
     def _rounded(self, found: list[Candidate]) -> Iterator[Candidate]:
         """With the weights that the parameters' types hold."""
@@ -169,7 +179,9 @@ class Guard:
             raise LayerError("it needs a loss and samples that can be read by number")
         index = row_order(size, self.options.seed)[:used]
         source = open_rows(self.data, RowChoice(index=index[:_MOST_INPUTS, None]))
-        inputs = [x.to(device) for x, _ in source.chunks(_BATCH)]
+        batches = [x.to(device) for x, _ in source.chunks(_BATCH)]
+        inputs = LayerInputs(self.choosing.network, batches).within(_WORK, fewest=_FEWEST_INPUTS)
+        left = _SEARCH_SECONDS if clock.remaining is None else clock.remaining
         rows = LossRows(
             self.model,
             loss_fn,
@@ -181,12 +193,12 @@ class Guard:
         )
         return one_shot(
             problem.w_bar,
-            Reconstruction(LayerInputs(self.choosing.network, inputs)),
+            Reconstruction(inputs),
             problem.supports,
             self.choosing,
             rows_at=lambda w, places: rows.on(w, places, self.options.rows),
             start=start,
-            options=OneShotOptions(search=BudgetSearch(time_limit=clock.remaining)),
+            options=OneShotOptions(search=BudgetSearch(time_limit=left)),
         )
 
 

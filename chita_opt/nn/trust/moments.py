@@ -60,28 +60,53 @@ class LayerInputs:
         self._modules = {item.name: self._layer(item) for item in network.layer_map}
         self._keys = dict(zip(network.layer_map.names, network.keys, strict=True))
 
+    def within(self, work: float, *, fewest: int = 1) -> LayerInputs:
+        """The same with so few samples that all moments take about ``work`` multiplications.
+
+        A convolution has one input vector for each place of its output.
+        """
+        each = sum(
+            self._places[item.name] * item.rows_cols[1] ** 2 for item in self.network.layer_map
+        )
+        left = max(fewest, int(work / (2.0 * each)))
+        batches = []
+        for batch in self.batches:
+            if left > 0:
+                batches.append(batch[:left])
+                left -= len(batch)
+        return LayerInputs(self.network, batches)
+
     @cached_property
     def order(self) -> tuple[LayerSlice, ...]:
         """The layers in the order of their calls."""
-        names: list[str] = []
+        return tuple(self.network.layer_map[name] for name in self._places)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Input vectors of one sample of each layer, in the order of calls."""
+        places: dict[str, int] = {}
+        calls = dict.fromkeys(self._modules, 0)
         by_module = {module: name for name, module in self._modules.items()}
-        handles = [
-            module.register_forward_hook(lambda m, *_: names.append(by_module[m]))
-            for module in by_module
-        ]
+
+        def called(module: nn.Module, args: object, output: Tensor) -> None:
+            name = by_module[module]
+            calls[name] += 1
+            places[name] = output.numel() // self.network.layer_map[name].shape[0]
+
+        handles = [module.register_forward_hook(called) for module in by_module]
         try:
             with evaluating(self.network.model), torch.no_grad():
                 self.network.output(self.network.selected, self.batches[0][:1])
         finally:
             for handle in handles:
                 handle.remove()
-        for name in self._modules:
-            if names.count(name) != 1:
+        for name, count in calls.items():
+            if count != 1:
                 raise LayerError(
-                    f"the layer of {name!r} is called {names.count(name)} times; layer-wise "
-                    f"reconstruction needs exactly one call: exclude={name!r}"
+                    f"the layer of {name!r} is called {count} times; layer-wise reconstruction "
+                    f"needs exactly one call: exclude={name!r}"
                 )
-        return tuple(self.network.layer_map[name] for name in names)
+        return places
 
     def moments(self, item: LayerSlice, weights: Mapping[str, Tensor]) -> LayerMoments:
         """Moments of a layer behind layers with ``weights`` (by parameter name; others dense)."""

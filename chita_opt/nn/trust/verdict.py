@@ -89,6 +89,8 @@ class TrustReport:
         Name of the candidate whose weights are the answer; empty where nothing competed.
     passed_over : TrustReport or None
         The report on the method's own answer, where another candidate won.
+    interrupted : bool
+        Whether Ctrl-C ended the competition.
     """
 
     predicted: float | None = None
@@ -103,6 +105,7 @@ class TrustReport:
     candidates: tuple[dict[str, Any], ...] = ()
     chosen: str = ""
     passed_over: TrustReport | None = None
+    interrupted: bool = False
 
     @property
     def ratio(self) -> float | None:
