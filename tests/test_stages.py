@@ -279,11 +279,20 @@ def test_layer_scaling_is_by_the_live_weights() -> None:
     assert torch.equal(layer_scaled(w, w, layers, 0.0), w)
 
 
+def test_the_layer_power_applies_above_its_sparsity() -> None:
+    spy = Spy()
+    run(method=spy)
+    for state in spy.seen:
+        plain = Refit(layer_power=0.0).scores(state)
+        applies = state.sparsity > 0.5
+        assert torch.equal(Refit(above=0.5).scores(state), plain) is not applies
+
+
 def test_equal_magnitudes_are_told_apart_by_the_gradient() -> None:
     spy = Spy(Solve("magnitude"))
     run(stages=2, schedule="const", method=spy)
     state = spy.seen[1]
-    scores = Refit().scores(state.problem, state.layer_map)
+    scores = Refit().scores(state)
     assert float(scores[~state.mask].max()) < float(scores[state.mask].min())
     assert len(scores[~state.mask].unique()) > 1
     assert backsolve(state.problem).is_feasible

@@ -8,6 +8,7 @@ import click
 
 from chita_opt import __version__
 from chita_opt.cli import options as o
+from chita_opt.cli import stage_options as so
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -142,6 +143,33 @@ def prune(
     from chita_opt.cli.pruning import run_prune
 
     return run_prune(code, budget, curvature, layers, method, effort, output)
+
+
+@app.command(epilog=_EXIT_CODES)
+@o.grouped("code", o.UserCode, *o.code_options)
+@o.grouped("budget", o.BudgetChoice, *o.support_options)
+@o.grouped("curvature", o.CurvatureChoice, *so.measuring_options)
+@o.grouped("layers", o.LayerChoice, *o.layer_options)
+@so.method_option
+@o.grouped("choice", so.StageChoice, *so.stage_options)
+@o.grouped("output", o.NetworkOutput, *o.network_output_options)
+def prune_in_stages(
+    code: o.UserCode,
+    budget: o.BudgetChoice,
+    curvature: o.CurvatureChoice,
+    layers: o.LayerChoice,
+    method: str,
+    choice: so.StageChoice,
+    output: o.NetworkOutput,
+) -> int:
+    """Prune your own model in stages of rising sparsity (CHITA++); for 90 % and more.
+
+    Every stage measures the gradients again at the weights that the stage before left. --data are
+    training data: with the linear term on, the stages train the network as well.
+    """
+    from chita_opt.cli.staging import run_staged
+
+    return run_staged(code, budget, curvature, layers, method, choice, output)
 
 
 @app.command(epilog=_EXIT_CODES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -90,15 +90,21 @@ class TreeChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOutput:
-    """What pruning a network prints and writes."""
+class NetworkOutput:
+    """What pruning a network prints, writes and measures."""
 
     as_json: bool
     out: Path | None
-    save_certificate: Path | None
-    certify: bool
     trust: bool
     holdout: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOutput(NetworkOutput):
+    """The same with a proof."""
+
+    save_certificate: Path | None
+    certify: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,15 +232,13 @@ output_options = (
     ),
     _certificate_option,
 )
-prune_output_options = (
+network_output_options = (
     json_option,
     click.option(
         "--out",
         type=click.Path(dir_okay=False, path_type=Path),
         help="Write the pruned state dict, the masks and the report (.safetensors).",
     ),
-    _certificate_option,
-    click.option("--certify/--no-certify", default=True, help="Whether to prove a bound."),
     click.option(
         "--trust/--no-trust",
         default=True,
@@ -242,6 +246,11 @@ prune_output_options = (
         "candidates where it is wrong.",
     ),
     click.option("--holdout", type=click.IntRange(min=1), help="Samples to hold out for it."),
+)
+prune_output_options = (
+    *network_output_options,
+    _certificate_option,
+    click.option("--certify/--no-certify", default=True, help="Whether to prove a bound."),
 )
 code_options = (
     click.option("--model", required=True, metavar="MODULE:FUNCTION", help="Returns the model."),
@@ -269,41 +278,54 @@ code_options = (
         help="Loss of model(x) and y; nll for models that return log-probabilities.",
     ),
 )
-curvature_options = (
-    click.option(
-        "--curvature",
-        type=click.Choice(["gradients", "sampled", "inputs"]),
-        default="gradients",
-        show_default=True,
-        help="One model of the loss (empirical Fisher, or sampled Gauss-Newton rows), or "
-        "layer-wise reconstruction.",
-    ),
-    click.option(
-        "--rows", type=click.IntRange(min=1), default=1000, show_default=True, help="Gradient rows."
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Samples averaged in each row.",
-    ),
-    ridge_option,
-    click.option(
-        "--ridge-unit",
-        type=click.Choice(["absolute", "mean_diagonal"]),
-        default="absolute",
-        show_default=True,
-        help="Whether the ridge is a multiple of the mean diagonal of the curvature.",
-    ),
-    click.option(
-        "--first-order",
-        type=click.Choice(["0", "1/m", "1"]),
-        default="0",
-        show_default=True,
-        help="Factor of the linear term.",
-    ),
-)
+
+
+def measuring_options(
+    kinds: Sequence[str], batch_size: int, first_order: str
+) -> tuple[Callable[[Command], Command], ...]:
+    """How the curvature is measured, with the defaults of a command."""
+    return (
+        click.option(
+            "--curvature",
+            type=click.Choice(kinds),
+            default=kinds[0],
+            show_default=True,
+            help="One model of the loss (empirical Fisher, or sampled Gauss-Newton rows)"
+            + (", or layer-wise reconstruction." if "inputs" in kinds else "."),
+        ),
+        click.option(
+            "--rows",
+            type=click.IntRange(min=1),
+            default=1000,
+            show_default=True,
+            help="Gradient rows.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=batch_size,
+            show_default=True,
+            help="Samples averaged in each row.",
+        ),
+        ridge_option,
+        click.option(
+            "--ridge-unit",
+            type=click.Choice(["absolute", "mean_diagonal"]),
+            default="absolute",
+            show_default=True,
+            help="Whether the ridge is a multiple of the mean diagonal of the curvature.",
+        ),
+        click.option(
+            "--first-order",
+            type=click.Choice(["0", "1/m", "1"]),
+            default=first_order,
+            show_default=True,
+            help="Factor of the linear term.",
+        ),
+    )
+
+
+curvature_options = measuring_options(("gradients", "sampled", "inputs"), 1, "0")
 layer_options = (
     click.option(
         "--include", multiple=True, help="Layer, parameter or pattern to prune; repeatable."

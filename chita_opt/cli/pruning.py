@@ -16,6 +16,7 @@ from chita_opt.cli.options import (
     CurvatureChoice,
     EffortChoice,
     LayerChoice,
+    NetworkOutput,
     PruneOutput,
     UserCode,
 )
@@ -42,7 +43,7 @@ def run_prune(
     check_folders(output.out, output.save_certificate)
     model = build_model(code.model, code.checkpoint)
     data = call(code.data, "--data")()
-    test = _test_data(code.test)
+    test = read_test_data(code.test)
     with stages() as shown:
         options = prune_options(budget, curvature, layers, effort, output, shown)
         result = prune(
@@ -55,13 +56,13 @@ def run_prune(
             options=options,
         )
     pruned = result.apply_(copy.deepcopy(model))
-    report = _report(result, _accuracies(model, pruned, test), effort, curvature)
+    report = _report(result, accuracies(model, pruned, test), effort, curvature)
     if output.out is not None:
         notes = {"report": json.dumps(result.report())}
         save_weights(output.out, pruned, masks=result.masks, metadata=notes)
     if output.save_certificate is not None and result.certificate is not None:
         result.certificate.save(output.save_certificate)
-    _show(report, result, output)
+    show(report, result.summary, output)
     return INTERRUPTED if result.solution.status is Status.INTERRUPTED else OK
 
 
@@ -97,7 +98,14 @@ def prune_options(
     )
 
 
-def _test_data(reference: str | None) -> Any:
+def read_test_data(reference: str | None) -> Any:
+    """The user's test samples; None where none were named.
+
+    Raises
+    ------
+    DataError
+        If they are no pair.
+    """
     if reference is None:
         return None
     test = call(reference, "--test")()
@@ -106,7 +114,8 @@ def _test_data(reference: str | None) -> Any:
     return test
 
 
-def _accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, float]:
+def accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, float]:
+    """Accuracy before and after; nothing without test samples."""
     if test is None:
         return {}
     return {"dense_accuracy": accuracy(model, *test), "accuracy": accuracy(pruned, *test)}
@@ -114,7 +123,7 @@ def _accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, flo
 
 def _report(
     result: PruningResult,
-    accuracies: dict[str, float],
+    measured: dict[str, float],
     effort: EffortChoice,
     curvature: CurvatureChoice,
 ) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def _report(
         found |= certificate_report(result.certificate)
     own = result.report()
     own.pop("certificate")
-    return own | found | accuracies | {
+    return own | found | measured | {
         "seconds": result.seconds["total"],
         "stage_seconds": dict(result.seconds),
         "ridge": curvature.ridge,
@@ -139,11 +148,12 @@ def _report(
     }  # fmt: skip
 
 
-def _show(report: dict[str, Any], result: PruningResult, output: PruneOutput) -> None:
+def show(report: dict[str, Any], summary: str, output: NetworkOutput) -> None:
+    """Print the report, or the summary and what was written."""
     if output.as_json:
         print_json(report)
         return
-    click.echo(result.summary)
+    click.echo(summary)
     if "accuracy" in report:
         before, after = report["dense_accuracy"], report["accuracy"]
         click.echo(f"test accuracy {before:.2f} % before, {after:.2f} % after")
@@ -153,4 +163,4 @@ def _show(report: dict[str, Any], result: PruningResult, output: PruneOutput) ->
     click.echo(SCOPE_SENTENCE)
 
 
-__all__ = ["prune_options", "run_prune"]
+__all__ = ["accuracies", "prune_options", "read_test_data", "run_prune", "show"]

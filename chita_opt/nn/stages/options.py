@@ -47,9 +47,9 @@ class StageOptions(PruneOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         stage_sparsities(self.schedule, 0.5, self.stages, base=self.base)  # refuses what is wrong
-        if self.curvature != "gradients":
+        if self.curvature == "inputs":
             raise ProblemError(
-                f"curvature is {self.curvature!r}; stages measure the loss anew: use 'gradients'"
+                "curvature='inputs': stages model the loss; use 'gradients' or 'sampled'"
             )
         if self.certify:
             raise ProblemError(

@@ -1,0 +1,64 @@
+"""Options of ``prune-in-stages``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from chita_opt.cli import options as o
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageChoice:
+    """How many stages, how the sparsity rises, and how a run is stopped and continued."""
+
+    stages: int
+    schedule: str
+    base: float
+    progress_file: Path | None
+    resume: bool
+    time_limit: float | None
+    seed: int
+
+
+stage_options = (
+    click.option(
+        "--stages", type=click.IntRange(min=1), default=16, show_default=True, help="Stages."
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(["exp", "poly", "linear", "const", "mfac"]),
+        default="exp",
+        show_default=True,
+        help="How the sparsity rises from stage to stage.",
+    ),
+    click.option(
+        "--base",
+        type=click.FloatRange(0.0, 1.0, max_open=True),
+        default=0.1,
+        show_default=True,
+        help="Sparsity of the first stage.",
+    ),
+    click.option(
+        "--progress-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write weights and table so far after every stage (.safetensors).",
+    ),
+    click.option("--resume", is_flag=True, help="Continue from --progress-file."),
+    click.option(
+        "--time-limit",
+        type=o.seconds,
+        help="Seconds; when they end, the next stage goes to the final sparsity.",
+    ),
+    o.seed_option,
+)
+measuring_options = o.measuring_options(("gradients", "sampled"), 16, "1/m")
+method_option = click.option(
+    "--method",
+    type=click.Choice(("fast", *o.METHOD_NAMES)),
+    default="fast",
+    show_default=True,
+    help="fast: exact weights on the support that is best on held-out samples; or a method.",
+)

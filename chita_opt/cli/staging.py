@@ -1,0 +1,91 @@
+"""``prune-in-stages``: the user's own network, the gradients measured again at every stage."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.options import (
+    BudgetChoice,
+    CurvatureChoice,
+    LayerChoice,
+    NetworkOutput,
+    UserCode,
+)
+from chita_opt.cli.pruning import accuracies, read_test_data, show
+from chita_opt.cli.screen import check_folders, stages
+from chita_opt.cli.stage_options import StageChoice
+from chita_opt.cli.user_code import LOSSES, build_model, call
+from chita_opt.nn import save_weights
+from chita_opt.nn.stages import StageOptions, prune_in_stages
+from chita_opt.solution import Status
+
+
+def run_staged(
+    code: UserCode,
+    budget: BudgetChoice,
+    curvature: CurvatureChoice,
+    layers: LayerChoice,
+    method: str,
+    choice: StageChoice,
+    output: NetworkOutput,
+) -> int:
+    """Prune the user's model in stages, write and print the result."""
+    check_folders(output.out, choice.progress_file)
+    model = build_model(code.model, code.checkpoint)
+    data = call(code.data, "--data")()
+    test = read_test_data(code.test)
+    with stages() as shown:
+        result = prune_in_stages(
+            model,
+            LOSSES[code.loss],
+            data,
+            sparsity=budget.sparsity,
+            support=budget.family,
+            method=method,
+            options=_options(budget, curvature, layers, choice, output),
+            progress=shown.report,
+        )
+    pruned = result.apply_(copy.deepcopy(model))
+    report = result.report() | accuracies(model, pruned, test) | {"seed": choice.seed}
+    if output.out is not None:
+        notes = {"report": json.dumps(result.report())}
+        save_weights(output.out, pruned, masks=result.masks, metadata=notes)
+    show(report, result.summary, output)
+    return INTERRUPTED if result.status is Status.INTERRUPTED else OK
+
+
+def _options(
+    budget: BudgetChoice,
+    curvature: CurvatureChoice,
+    layers: LayerChoice,
+    choice: StageChoice,
+    output: NetworkOutput,
+) -> StageOptions:
+    alpha = curvature.first_order
+    return StageOptions(
+        k=budget.k,
+        curvature=curvature.curvature,  # type: ignore[arg-type]
+        scope=layers.scope,  # type: ignore[arg-type]
+        trust=output.trust,
+        holdout=output.holdout,
+        rows=curvature.rows,
+        batch_size=curvature.batch_size,
+        first_order=alpha if alpha == "1/m" else float(alpha),
+        ridge=curvature.ridge,
+        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
+        include=layers.include or None,
+        exclude=layers.exclude,
+        seed=choice.seed,
+        time_limit=choice.time_limit,
+        memory_limit=layers.memory_limit,
+        stages=choice.stages,
+        schedule=choice.schedule,
+        base=choice.base,
+        checkpoint=choice.progress_file,
+        resume=choice.resume,
+    )
+
+
+__all__ = ["run_staged"]
