@@ -50,6 +50,10 @@ class LiftedModel:
         diagonal in the solver's units.
     cones : cvxpy.SOC
         The p cones of the perspective.
+    pairs : list of tuple
+        Pairs of weights that are convexified together; none in the plain relaxation.
+    corners : list of cvxpy constraints
+        The 3 x 3 cone of every pair.
     units : ndarray
         (p,) w over its variable.
     """
@@ -59,6 +63,8 @@ class LiftedModel:
     z: cp.Variable
     W: cp.Expression
     cones: cp.SOC
+    pairs: list[tuple[int, int]]
+    corners: list[cp.Constraint]
     units: Array
 
     def separable_curvature(self) -> Array:
@@ -66,6 +72,15 @@ class LiftedModel:
         t, u = self.cones.dual_value
         multipliers = np.ravel(t) + np.asarray(u).reshape(2, -1)[1]
         return 2.0 * np.maximum(multipliers, 0.0) / self.units**2
+
+    def pair_curvature(self) -> Array:
+        """After solving: D_T (pairs, 2, 2), the multipliers of W_TT in the corners, twice."""
+        found = np.zeros((len(self.pairs), 2, 2))
+        for D, (i, j), corner in zip(found, self.pairs, self.corners, strict=True):
+            multiplier = np.asarray(corner.dual_value)[:2, :2]
+            units = self.units[[i, j]]
+            D[:] = (multiplier + multiplier.T) / np.outer(units, units)
+        return found
 
 
 def optimal_diagonal_relaxation(problem: Problem) -> LiftedModel:
@@ -86,14 +101,17 @@ def lifted_model(problem: Problem, pairs: list[tuple[int, int]]) -> LiftedModel:
     U, u, square = lifted[:p, :p], lifted[:p, p], cp.diag(lifted)[:p]
     cones = cp.SOC(square + z, cp.vstack([2.0 * u, square - z]), axis=0)
     rows = [lifted[p, p] == 1.0, cones, G @ z <= h, z >= 0.0, z <= 1.0]
+    corners = []
     for i, j in pairs:
         y = cp.Variable(name=f"y_{i}_{j}")
         corner = cp.bmat([[U[i, i], U[i, j], u[i]], [U[i, j], U[j, j], u[j]], [u[i], u[j], y]])
-        rows += [corner >> 0, y <= 1.0, y <= z[i] + z[j]]
+        corners.append(corner >> 0)
+        rows += [corners[-1], y <= 1.0, y <= z[i] + z[j]]
     scale = np.outer(units, units)
     value = 0.5 * cp.sum(cp.multiply(H * scale, U)) - (b * units) @ u + c
     w, W = cp.multiply(units, u), cp.multiply(scale, U)
-    return LiftedModel(cp.Problem(cp.Minimize(value), rows), w, z, W, cones, units)
+    model = cp.Problem(cp.Minimize(value), rows)
+    return LiftedModel(model, w, z, W, cones, pairs, corners, units)
 
 
 def quadratic(problem: Problem) -> tuple[Array, Array, float]:

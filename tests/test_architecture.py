@@ -160,6 +160,9 @@ def test_no_pickle(path: Path) -> None:
         "verification",
         "node_bound",
         "tree_proof",
+        "path_proof",
+        "block_proof",
+        "pair_bound",
         "checking",
     ],
 )

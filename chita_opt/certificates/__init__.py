@@ -16,6 +16,7 @@ _EXPORTS = {
     "verify_file": "chita_opt.certificates.verification",
     "ProofReport": "chita_opt.certificates.tree_proof",
     "verify_proof": "chita_opt.certificates.tree_proof",
+    "PathReport": "chita_opt.certificates.path_proof",
     "save_proof": "chita_opt.certificates.proof_log",
     "verify": "chita_opt.certificates.checking",
 }

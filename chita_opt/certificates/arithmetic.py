@@ -233,6 +233,24 @@ def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
         ) from None
 
 
+def separate(data: QuadraticData) -> list[tuple[slice, QuadraticData]]:
+    """The blocks of a problem, rows that share a matrix one by one, in the order of the weights."""
+    found, start = [], 0
+    for block in _blocks(data.specification, data.curvature):
+        if block.columns is not None:
+            described = {"form": "low_rank", "scale": block.scale}
+            arrays = {"columns": block.columns}
+        else:
+            assert block.H is not None
+            described, arrays = {"form": "dense"}, {"H": block.H}
+        for _ in range(block.rows):
+            s = slice(start, start + block.size // block.rows)
+            parts = (data.w_bar[s], data.g[s], data.rho[s])
+            found.append((s, QuadraticData(described, arrays, *parts)))
+            start = s.stop
+    return found
+
+
 def _adjoint(block: _Block, r: Array) -> tuple[Array, Array]:
     """sqrt(scale) A'r and its error."""
     assert block.columns is not None

@@ -15,6 +15,7 @@ a total the best one is read off the sorted gains.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,6 +66,12 @@ class NodeBounds:
         self.b_error = gamma(p + 3) * (size + np.abs(data.g)) + spread
         self.at_zero: Enclosed = objective(data, np.zeros(p))
         self._proven: dict[int, Array] = {}
+
+    def under(self, problem: StoredProblem) -> NodeBounds:
+        """The same data under another family; nothing is proven of its witnesses yet."""
+        other = copy(self)
+        other.family, other._proven = Family.of(problem), {}
+        return other
 
     def gains(self, v: Array, d: Array, state: Array, row: int) -> Gains:
         """Evaluate a witness (its row number names it) on the weights that a state leaves.

@@ -1,26 +1,33 @@
-"""Write the log of a branch and bound to a file that anyone can replay."""
+"""Write what proves a bound to a file that anyone can check: ``save_proof``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from chita_opt import __version__
+from chita_opt.bounds import Bound
+from chita_opt.certificates import block_proof, pair_bound, path_proof, tree_proof
 from chita_opt.certificates.certificate import (
+    certify,
     dense_arrays,
     problem_arrays,
     problem_specification,
 )
 from chita_opt.certificates.container import array_hash, write_sealed
-from chita_opt.certificates.tree_proof import KIND, ProofReport, replay
-from chita_opt.certificates.verification import SCOPE
+from chita_opt.certificates.tree_proof import TREE_ARRAYS, ProofReport
+from chita_opt.certificates.verification import SCOPE, Verification
 from chita_opt.errors import CertificateError
-from chita_opt.exact import TreeProof
-from chita_opt.solution import Solution
+from chita_opt.exact import BlockProof, KPath, PairWitness, PathProof, ProvenBound, TreeProof
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution, Status
 
+Arrays = dict[str, np.ndarray]
 _MACHINES = 1e-12  # by how much, relative, other machines' rounding may lower a bound
 _SHORT = 1e-6  # relative loss of the cutoff to rounding that is no longer rounding
 _TYPES = {
@@ -28,6 +35,7 @@ _TYPES = {
     "fix_step": np.int32, "fix_index": np.int32, "fix_value": np.int8,
     "witnesses": np.float64, "splits": np.float64,
 }  # fmt: skip
+_NO_LOG = "the search left no log; ask for one with TreeOptions(proof=True)"
 
 
 class Searched(Protocol):
@@ -38,61 +46,166 @@ class Searched(Protocol):
         """The incumbent."""
 
     @property
-    def proof(self) -> TreeProof | None:
+    def proof(self) -> TreeProof | BlockProof | None:
         """The log."""
 
 
-def save_proof(result: Searched, path: str | Path) -> ProofReport:
-    """Replay the log of a search, and write it with the problem, the incumbent and the cutoff.
+def save_proof(
+    result: Searched | KPath | ProvenBound, path: str | Path
+) -> ProofReport | Verification:
+    """Check what proves a result, and write it with the problem and the weights to one file.
 
-    The cutoff that is written is the least bound of the replay, whose arithmetic has an allowance
-    for every rounding error: it may lie below the search's own in the last digits, and above it
-    where an open leaf's state makes its witness stronger than the search had noticed.
+    The check's arithmetic has an allowance for every rounding error, so the bound that is written
+    is the check's own: it may lie below the search's in the last digits, and above it where an open
+    leaf's state makes its witness stronger than the search had noticed.
 
     Parameters
     ----------
-    result : TreeResult
-        Of :func:`chita_opt.exact.branch_and_bound` with ``TreeOptions(proof=True)``.
+    result : TreeResult, KPath or ProvenBound
+        Of :func:`chita_opt.exact.branch_and_bound`, :func:`chita_opt.exact.solve_blocks` or
+        :func:`chita_opt.exact.k_path` with ``TreeOptions(proof=True)``, finished or not; or of
+        :func:`chita_opt.exact.lower_bound`.
     path : str or Path
         File to write or replace.
 
     Returns
     -------
-    ProofReport
-        What the file proves.
+    ProofReport or Verification
+        What the file proves; :func:`chita_opt.certificates.verify` gives the same.
 
     Raises
     ------
     CertificateError
         If there is no log, or it does not prove what the search claims; nothing is written then.
     """
-    proof, problem = result.proof, result.solution.problem
-    if proof is None:
-        raise CertificateError("the search left no log; ask for one with TreeOptions(proof=True)")
-    arrays = problem_arrays(problem)
+    if isinstance(result, KPath):
+        return _save_path(result, path)
+    if isinstance(result, ProvenBound):
+        return _save_bound(result, path)
+    if result.proof is None:
+        raise CertificateError(_NO_LOG)
+    if isinstance(result.proof, BlockProof):
+        return _save_blocks(result.solution, result.proof, path)
+    return _save_tree(result.solution, result.proof, path)
+
+
+def _save_tree(solution: Solution, proof: TreeProof, path: str | Path) -> ProofReport:
+    problem = solution.problem
+    arrays = _solution_arrays(solution) | _tree_arrays("tree", [proof])
+    found = tree_proof.replay(arrays, problem_specification(problem), -np.inf)
+    cutoff = _lowered(min(found.weakest, found.upper), found.at_zero)
+    _compare(cutoff, float(proof.cutoff), found.at_zero, problem)
+    found = replace(found, lower=cutoff)
+    claims = {"cutoff": cutoff, "steps": found.steps, "method": solution.method}
+    return _write(path, tree_proof.KIND, arrays, problem, found, claims)
+
+
+def _save_blocks(solution: Solution, proof: BlockProof, path: str | Path) -> ProofReport:
+    problem = solution.problem
+    arrays = _solution_arrays(solution)
+    for n, own in enumerate(proof.paths):
+        arrays |= _path_arrays(f"blocks.{n}", own)
+    found = block_proof.replay_blocks(arrays, problem_specification(problem), proof.price)
+    found = replace(found, lower=_lowered(found.lower, found.at_zero))
+    claims = {"price": proof.price, "steps": found.steps, "method": solution.method}
+    return _write(path, block_proof.KIND, arrays, problem, found, claims)
+
+
+def _save_path(result: KPath, path: str | Path) -> ProofReport:
+    if result.proof is None:
+        raise CertificateError(_NO_LOG)
+    problem = result.problem
+    arrays = problem_arrays(problem) | dense_arrays(problem) | _path_arrays("path", result.proof)
+    arrays |= {"path.ks": np.asarray(result.ks, dtype=np.int64), "path.weights": result.w}
+    found = path_proof.replay_path(arrays, problem_specification(problem))
+    lowers = tuple(_lowered(value, found.at_zero) for value in found.lowers)
+    found = replace(found, lower=lowers[-1], lowers=lowers)
+    arrays["path.lower"] = np.array(lowers)
+    return _write(path, path_proof.KIND, arrays, problem, found, {"steps": found.steps})
+
+
+def _save_bound(result: ProvenBound, path: str | Path) -> ProofReport | Verification:
+    witness, problem = result.witness, result.problem
+    solution = result.solution or Solution(
+        problem, torch.zeros_like(problem.w_bar), "prune_all", Status.FEASIBLE
+    )
+    if isinstance(witness, Bound):
+        certificate = certify(solution, bound=witness)
+        certificate.save(path)
+        return certificate.values
+    if isinstance(witness, PairWitness):
+        return _save_pairs(solution, witness, path)
+    return save_proof(witness, path)
+
+
+def _save_pairs(solution: Solution, witness: PairWitness, path: str | Path) -> Verification:
+    problem = solution.problem
+    arrays = _solution_arrays(solution)
+    arrays |= {f"bound.{name}": np.asarray(a) for name, a in vars(witness).items()}
+    found = pair_bound.evaluate_pairs(arrays, problem_specification(problem))
+    claims = asdict(found) | {"lower": _lowered(found.lower, problem.prune_all)}
+    _write(path, pair_bound.KIND, arrays, problem, found, claims)
+    return found
+
+
+def _write(
+    path: str | Path,
+    kind: str,
+    arrays: Arrays,
+    problem: Problem,
+    found: Any,
+    claims: Mapping[str, Any],
+) -> Any:
+    """One sealed file; what is written about the bound is what ``found`` says."""
     described = problem_specification(problem)
-    digest = array_hash(arrays, described)
-    arrays["solution.w"] = result.solution.w.detach().cpu().numpy()
-    arrays |= dense_arrays(problem)
-    for name, dtype in _TYPES.items():
-        arrays[f"tree.{name}"] = np.asarray(getattr(proof, name), dtype=dtype)
-    found = replay(arrays, described, -np.inf)
-    weakest = min(found.weakest, found.upper)
-    cutoff = weakest - _MACHINES * (abs(weakest) + abs(found.at_zero))
-    if not cutoff >= proof.cutoff - _SHORT * (abs(proof.cutoff) + abs(found.at_zero)):
-        raise CertificateError(
-            f"the log proves a cutoff of {found.weakest:.9g} only, the search claims "
-            f"{proof.cutoff:.9g}. The rows of {problem.supports.name} may be weaker than its "
-            "oracle, which a replay cannot ask; for budgets please report this"
-        )
-    lower = min(cutoff, found.upper)
-    claims: dict[str, Any] = {
-        "kind": KIND, "scope": SCOPE, "version": __version__, "problem": described,
-        "problem_hash": digest, "cutoff": cutoff, "lower": lower, "upper": found.upper,
-        "steps": found.steps, "method": result.solution.method,
+    own = {name: a for name, a in arrays.items() if name.startswith("problem.")}
+    every = {
+        "kind": kind, "scope": SCOPE, "version": __version__, "problem": described,
+        "problem_hash": array_hash(own, described), "lower": found.lower, "upper": found.upper,
     }  # fmt: skip
-    write_sealed(path, arrays, claims)
-    return replace(found, lower=lower)
+    write_sealed(path, arrays, every | dict(claims))
+    return found
+
+
+def _solution_arrays(solution: Solution) -> Arrays:
+    """A problem, its weights, and the minimiser that relative gaps refer to."""
+    arrays = problem_arrays(solution.problem) | dense_arrays(solution.problem)
+    return arrays | {"solution.w": solution.w.detach().cpu().numpy()}
+
+
+def _path_arrays(prefix: str, proof: PathProof) -> Arrays:
+    """The logs of all counts, one after the other, and where each begins."""
+    sizes = {"steps": "parent", "rows": "witnesses", "fixings": "fix_step"}
+    lengths = {
+        f"{prefix}.{size}": np.array([len(getattr(t, name)) for t in proof.trees], dtype=np.int64)
+        for size, name in sizes.items()
+    }
+    counts = {f"{prefix}.counts": np.array(proof.counts, dtype=np.int64)}
+    return counts | lengths | _tree_arrays(prefix, proof.trees)
+
+
+def _tree_arrays(prefix: str, trees: Any) -> Arrays:
+    return {
+        f"{prefix}.{name}": np.concatenate(
+            [np.asarray(getattr(tree, name), dtype=_TYPES[name]) for tree in trees]
+        )
+        for name in TREE_ARRAYS
+        if trees
+    }
+
+
+def _lowered(value: float, at_zero: float) -> float:
+    return value - _MACHINES * (abs(value) + abs(at_zero))
+
+
+def _compare(proven: float, claimed: float, at_zero: float, problem: Problem) -> None:
+    """Refuse a log that falls short of its claim by more than rounding."""
+    if not proven >= claimed - _SHORT * (abs(claimed) + abs(at_zero)):
+        raise CertificateError(
+            f"the log proves a cutoff of {proven:.9g} only, the search claims {claimed:.9g}. The "
+            f"rows of {problem.supports.name} may be weaker than its oracle, which a replay "
+            "cannot ask; for budgets please report this"
+        )
 
 
 __all__ = ["save_proof"]

@@ -9,7 +9,8 @@ ends without a gap, no allowed weights cost less than the cutoff.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 KIND = "tree_proof"
+TREE_ARRAYS = {  # names in a file, and what each has one entry of
+    "parent": "steps", "side": "steps", "branch": "steps", "witness_row": "steps",
+    "fix_step": "fixings", "fix_index": "fixings", "fix_value": "fixings",
+    "witnesses": "rows", "splits": "rows",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,15 @@ class ProofReport:
         Modelled loss increase of the incumbent (over the dense minimum where a linear term is
         present), which relative gaps divide by.
     steps, leaves, fixings : int
-        Size of the tree.
+        Size of the tree, or of all trees.
     nnz, p : int
         Weights kept by the incumbent, and in all.
     weakest : float
         Lowest bound of a leaf or a fixing, rounding included; the cutoff may not exceed it.
     at_zero : float
         Objective of pruning everything.
+    trees : int
+        Number of trees.
     """
 
     upper: float
@@ -66,6 +74,7 @@ class ProofReport:
     p: int
     weakest: float
     at_zero: float
+    trees: int = 1
 
     @property
     def gap(self) -> float:
@@ -109,9 +118,23 @@ def verify_proof(path: str | Path, problem_path: str | Path | None = None) -> Pr
         If a byte was changed, data are malformed, the tree is not whole, a bound or a fixing does
         not follow from its witness, or the incumbent is not allowed.
     """
+    arrays, claims = read_log(path, problem_path, KIND)
+    cutoff = number(claims, "cutoff")
+    with guarded(path):
+        found = replay(arrays, claims["problem"], cutoff)
+    check_claims(claims, found)
+    return found
+
+
+def read_log(
+    path: str | Path, problem_path: str | Path | None, kind: str
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Arrays and claims of a file of one kind, its problem the one that it names."""
     arrays, claims = read_sealed(path)
-    if claims.get("kind") != KIND:
-        raise CertificateError(f"{path} holds no search tree; verify_file checks certificates")
+    if claims.get("kind") != kind:
+        raise CertificateError(
+            f"{path} is of kind {claims.get('kind')!r}, not {kind!r}; verify checks any kind"
+        )
     if problem_path is not None:
         more, _ = read_sealed(problem_path)
         arrays |= {k: a for k, a in more.items() if k.startswith("problem.")}
@@ -121,19 +144,28 @@ def verify_proof(path: str | Path, problem_path: str | Path | None = None) -> Pr
         raise CertificateError(f"{path} does not describe its problem")
     if array_hash(problem, described) != claims["problem_hash"]:
         raise CertificateError(f"{path} was made for another problem: the data's hash differs")
-    cutoff, lower, upper = (_number(claims, name) for name in ("cutoff", "lower", "upper"))
+    return arrays, claims
+
+
+@contextmanager
+def guarded(path: str | Path) -> Iterator[None]:
+    """Arithmetic on what a file holds: whatever fails is the file's fault."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # NaN proves nothing
-            found = replay(arrays, described, cutoff)
+            yield
     except (ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, CertificateError):
             raise
         raise CertificateError(f"{path} is malformed: {error!r}") from error
-    if not lower <= min(cutoff, found.upper):
+
+
+def check_claims(claims: Mapping[str, Any], found: ProofReport) -> None:
+    """Refuse a bound above the proven one, or an objective below the recomputed one."""
+    lower, upper = number(claims, "lower"), number(claims, "upper")
+    if not lower <= found.lower:
         raise CertificateError(f"the claimed bound {lower!r} exceeds the proven {found.lower!r}")
     if not upper >= found.upper - 1e-12 * (abs(found.upper) + abs(found.at_zero)):
         raise CertificateError(f"the claimed objective {upper!r} is below {found.upper!r}")
-    return found
 
 
 def replay(
@@ -146,8 +178,8 @@ def replay(
     upper = objective(problem.data, w)
     tree = read_tree(arrays, problem.p)
     bounds = NodeBounds(problem)
-    leaves, weakest = _Replay(tree, bounds, cutoff).run()
-    lower = min(cutoff, upper.below)
+    leaves, weakest = walk(tree, bounds, cutoff)
+    lower = min(cutoff, upper.above)
     return ProofReport(
         upper.above, lower, increase(upper, dense_minimum(arrays, problem)), len(tree.parent),
         leaves, len(tree.fix_step), int(np.count_nonzero(w)), problem.p, weakest,
@@ -204,6 +236,11 @@ def _check_shape(tree: Tree) -> None:
                 f"step {step} of the tree has {count[step]} of {what}: a branching needs one child "
                 "a side, another step at most one"
             )
+
+
+def walk(tree: Tree, bounds: NodeBounds, cutoff: float) -> tuple[int, float]:
+    """Replay a tree; its number of leaves, and the weakest bound that closed something."""
+    return _Replay(tree, bounds, cutoff).run()
 
 
 class _Replay:
@@ -282,7 +319,8 @@ def _same_length(name: str, array: Array, length: int) -> None:
         raise CertificateError(f"{name} has {len(array)} entries; {length} are needed")
 
 
-def _number(claims: Mapping[str, Any], name: str) -> float:
+def number(claims: Mapping[str, Any], name: str) -> float:
+    """A claimed finite number."""
     value = claims.get(name)
     if type(value) is not float or not np.isfinite(value):
         raise CertificateError(f"the claim {name!r} is missing or no finite number")

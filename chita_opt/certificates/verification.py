@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 _NUMBERS = ("lower", "upper", "gap", "relative_gap", "share_of_all", "nnz", "p")
+Evaluation = Callable[[Mapping[str, Array], Mapping[str, Any]], "Verification"]
 SCOPE = "about the quadratic model of the loss, not about the network's accuracy"
 
 
@@ -75,6 +76,13 @@ def verify_file(path: str | Path, problem_path: str | Path | None = None) -> Ver
         the problem is missing or another one, the weights are not allowed, or a claim is better
         than what the data give.
     """
+    return check_file(path, problem_path, evaluate)
+
+
+def check_file(
+    path: str | Path, problem_path: str | Path | None, evaluated: Evaluation
+) -> Verification:
+    """Read a file, let ``evaluated`` recompute its values, and compare them with the claims."""
     arrays, claims = read_sealed(path)
     if problem_path is not None:
         more, _ = read_sealed(problem_path)
@@ -87,7 +95,7 @@ def verify_file(path: str | Path, problem_path: str | Path | None = None) -> Ver
         raise CertificateError(f"{path} was made for another problem: the data's hash differs")
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and inf are refused below
-            result = evaluate(arrays, described)
+            result = evaluated(arrays, described)
     except (ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, CertificateError):
             raise

@@ -92,7 +92,8 @@ def _lines(path: Path, found: Verification | ProofReport) -> str:
     if isinstance(found, Verification):
         how = f"includes {found.allowance:.1e} for rounding"
     else:
-        how = f"a tree of {found.steps:,} steps, {found.leaves:,} leaves, replayed"
+        trees = "a tree" if found.trees == 1 else f"{found.trees:,} trees"
+        how = f"{trees} of {found.steps:,} steps, {found.leaves:,} leaves, replayed"
     return "\n".join(
         [
             f"{path}: verified",

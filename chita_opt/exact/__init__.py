@@ -6,15 +6,19 @@ from chita_opt.exact.enumerate import Enumeration, enumerate_optimum, enumerate_
 from chita_opt.exact.mip_solver import SolverResult, solve_with
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
+from chita_opt.exact.pair_split import PairWitness
 from chita_opt.exact.path import KPath, k_path
-from chita_opt.exact.result import HistoryRow, TreeProof, TreeResult
+from chita_opt.exact.result import BlockProof, HistoryRow, PathProof, TreeProof, TreeResult
 from chita_opt.exact.strengths import ProvenBound, lower_bound
 
 __all__ = [
+    "BlockProof",
     "Enumeration",
     "HistoryRow",
     "KPath",
     "OuterApproximation",
+    "PairWitness",
+    "PathProof",
     "ProvenBound",
     "SolverResult",
     "TreeOptions",

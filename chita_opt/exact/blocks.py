@@ -19,7 +19,8 @@ from chita_opt.curvature import BlockDiagonal, Curvature, Dense, SharedRows
 from chita_opt.errors import ProblemError
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path import PathSolver
-from chita_opt.exact.result import TreeResult
+from chita_opt.exact.path_checkpoint import PathCheckpoint
+from chita_opt.exact.result import BlockProof, TreeResult
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget
@@ -77,7 +78,7 @@ def _slices(curvature: Curvature) -> Iterator[tuple[slice, Curvature]]:
 
 
 @dataclass(eq=False)
-class _Coupling:
+class Coupling:
     """The blocks' paths and the dynamic program over them."""
 
     paths: list[PathSolver]
@@ -119,7 +120,7 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
         Block-diagonal or shared-row curvature; a budget whose groups lie inside blocks, with or
         without a total.
     options : TreeOptions, optional
-        Gap and limits of the whole; no proof, no checkpoint.
+        Gap and limits of the whole, and as for :func:`k_path` proof, checkpoint and resume.
 
     Raises
     ------
@@ -131,20 +132,20 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
     blocks = split_into_blocks(problem)
     family = problem.supports
     assert isinstance(family, Budget)
-    paths = [PathSolver(block) for _, block in blocks]
-    coupling = _Coupling(paths, family.max_count)
-    inner = replace(options, proof=False, checkpoint=None, resume=False, log=None)
-    for path in paths:  # pruning everything is allowed for every count
-        path.upper[:] = path.problem.prune_all
-        path.lower[:] = max(path.problem.dense_minimum, 0.0) - _slack(path.problem)
+    paths = block_paths(blocks)
+    coupling = Coupling(paths, family.max_count)
+    checkpoint = PathCheckpoint(options, paths)
+    checkpoint.restore()
     status, root = Status.OPTIMAL, None
     try:
         for path in paths:
-            _first_bounds(path, inner, clock)
+            _first_bounds(path, options, clock)
+            checkpoint.save()
         root = coupling.bounds()[0]
-        status = _refine(coupling, inner, clock, problem.dense_minimum)
+        status = _refine(coupling, options, clock, checkpoint)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
+    checkpoint.save(force=status is not Status.OPTIMAL)
     lower, _, _, high = coupling.bounds()
     w = np.concatenate([path.w[i] for path, i in zip(paths, high, strict=True)])
     solution = Solution(
@@ -152,9 +153,19 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
     )
     nodes = sum(path.nodes for path in paths)
     lower = min(lower, solution.objective)
+    proof = BlockProof(tuple(path.proof() for path in paths)) if options.proof else None
     return TreeResult(
-        solution, lower, status, nodes, clock.elapsed, lower if root is None else root
+        solution, lower, status, nodes, clock.elapsed, lower if root is None else root, proof=proof
     )
+
+
+def block_paths(blocks: list[tuple[slice, Problem]]) -> list[PathSolver]:
+    """A path a block; pruning everything and the dense minimum are known for every count."""
+    paths = [PathSolver(block) for _, block in blocks]
+    for path in paths:
+        path.upper[:] = path.problem.prune_all
+        path.lower[:] = max(path.problem.dense_minimum, 0.0) - _slack(path.problem)
+    return paths
 
 
 def _slack(problem: Problem) -> float:
@@ -170,27 +181,32 @@ def _first_bounds(path: PathSolver, options: TreeOptions, clock: Clock) -> None:
     for i in range(len(path.ks) - 1, -1, -1):
         if clock.expired:
             return
-        quick = replace(options, node_limit=1, workers=1, time_limit=clock.remaining)
-        if path.solve(i, quick) is Status.INTERRUPTED:
-            raise KeyboardInterrupt
+        if i not in path.tried:
+            quick = replace(
+                options, node_limit=1, workers=1, time_limit=clock.remaining, checkpoint=None,
+                resume=False, log=None,
+            )  # fmt: skip
+            if path.solve(i, quick) is Status.INTERRUPTED:
+                raise KeyboardInterrupt
 
 
-def _refine(coupling: _Coupling, options: TreeOptions, clock: Clock, floor: float) -> Status:
+def _refine(
+    coupling: Coupling, options: TreeOptions, clock: Clock, checkpoint: PathCheckpoint
+) -> Status:
     """Solve what the bound's split uses until the gap is closed."""
-    spent = 0
+    floor = sum(path.problem.dense_minimum for path in coupling.paths)
+    begin = sum(path.nodes for path in coupling.paths)
     while True:
         lower, upper, low, _ = coupling.bounds()
         clock.record(upper)
         if upper - lower <= options.gap * max(upper - floor, 0.0):
             return Status.OPTIMAL
-        loose = [
-            (path.upper[i] - path.lower[i], path, i)
-            for path, i in zip(coupling.paths, low, strict=True)
-        ]
-        gap, path, i = max(loose, key=lambda item: item[0])
+        gaps = [path.upper[i] - path.lower[i] for path, i in zip(coupling.paths, low, strict=True)]
+        block = int(np.argmax(gaps))
+        gap, path, i = gaps[block], coupling.paths[block], low[block]
         if clock.expired:
             return Status.TIME_LIMIT
-        spent = sum(p.nodes for p in coupling.paths)
+        spent = sum(p.nodes for p in coupling.paths) - begin
         if options.node_limit is not None and spent >= options.node_limit:
             return Status.ITERATION_LIMIT
         if not gap > 0.0:
@@ -199,10 +215,14 @@ def _refine(coupling: _Coupling, options: TreeOptions, clock: Clock, floor: floa
         own = max(path.upper[i] - path.problem.dense_minimum, 1e-300)
         left = None if options.node_limit is None else options.node_limit - spent
         exact = replace(
-            options, gap=float(min(aim / own, 0.5)), time_limit=clock.remaining, node_limit=left
-        )
-        if path.solve(i, exact) is Status.INTERRUPTED:
+            options, gap=float(min(aim / own, 0.5)), time_limit=clock.remaining, node_limit=left,
+            log=None,
+        )  # fmt: skip
+        exact = checkpoint.of_tree(exact, block, i)
+        found = path.solve(i, exact)
+        if found is Status.INTERRUPTED:
             raise KeyboardInterrupt
+        checkpoint.solved(exact, found)
 
 
 __all__ = ["solve_blocks", "split_into_blocks"]

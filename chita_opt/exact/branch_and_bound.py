@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
 from chita_opt.exact.allowed import allowed
+from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.checkpoint import Checkpoint
 from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.node import Node, root_node
@@ -90,6 +91,8 @@ class Tree:
         That of the problem, where it is at hand.
     warm : Node, optional
         Its point starts the root's ascent: the root of the same quadratic under another count.
+    ascent : AscentOptions, optional
+        Accuracy of the bounds.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Tree:
         *,
         quadratic: Quadratic | None = None,
         warm: Node | None = None,
+        ascent: AscentOptions | None = None,
     ) -> None:
         self.problem, self.options = problem, options
         self.clock = Clock(options.time_limit)
@@ -107,7 +111,7 @@ class Tree:
         self.best = Incumbents(problem, self.quadratic, self.clock, start)
         self.log = ProofLog(self.quadratic) if options.proof else None
         family = allowed(problem.supports)
-        solver = NodeSolver(self.quadratic, family, log=self.log)
+        solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)
         self.search = Search(
             solver, self.best.offer, self.best.value, options.gap, problem.dense_minimum,
             options.memory_limit,
@@ -162,7 +166,7 @@ class Tree:
             self.problem, torch.from_numpy(np.array(self.best.w)), "branch_and_bound", status,
             self.clock.elapsed, self.clock.trace, {"nodes": search.nodes},
         )  # fmt: skip
-        proof = self._proof()
+        proof = self._proof()  # after the checkpoint: it closes the log
         lower = search.lower if proof is None else max(search.lower, proof.cutoff)
         return TreeResult(
             solution, min(lower, solution.objective), status, search.nodes, self.clock.elapsed,

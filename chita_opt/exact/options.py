@@ -65,5 +65,5 @@ class TreeOptions:
             raise ProblemError(f"workers is {self.workers}; give a count >= 1")
         if not self.memory_limit > 0:
             raise ProblemError(f"memory_limit is {self.memory_limit}; give bytes > 0")
-        if self.resume and (self.checkpoint is None or self.proof):
-            raise ProblemError("resume needs a checkpoint file, and no proof: its log would be cut")
+        if self.resume and self.checkpoint is None:
+            raise ProblemError("resume needs a checkpoint file; give one with checkpoint=")

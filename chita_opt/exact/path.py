@@ -15,14 +15,21 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
+from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.branch_and_bound import Tree
-from chita_opt.exact.node import Node
+from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.path_checkpoint import PathCheckpoint
+from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.result import PathProof, TreeProof, relative_gap
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget
 from chita_opt.supports.base import Array
+
+
+_CLOSED = 1.001  # a log's bound is lowered by rounding: closed up to this factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,8 @@ class KPath:
         Nodes over all counts.
     seconds : float
         Wall time.
+    proof : PathProof or None
+        On request, the logs that prove ``lower``.
     """
 
     problem: Problem
@@ -55,6 +64,7 @@ class KPath:
     status: Status
     nodes: int
     seconds: float
+    proof: PathProof | None = None
 
     def penalised(self, weight: float) -> tuple[float, float, int]:
         r"""Upper and lower value of min f(w) + weight * nnz(w) over the path, and the count.
@@ -102,23 +112,48 @@ class PathSolver:
         self.upper, self.lower = np.full(n, np.inf), np.full(n, -np.inf)
         self.w = np.zeros((n, problem.p))
         self.nodes = 0
+        self.proofs: dict[int, TreeProof] = {}
+        self.tried: set[int] = set()
         self._warm: Node | None = None
 
     def at(self, i: int) -> Problem:
         """The problem of count ``ks[i]``."""
         return self.problem.with_supports(Budget.nested(self.base, int(self.ks[i])))
 
-    def solve(self, i: int, options: TreeOptions) -> Status:
+    def solve(self, i: int, options: TreeOptions, *, ascent: AscentOptions | None = None) -> Status:
         """Run the tree for count ``ks[i]`` from the nearest weights and the last root."""
         problem = self.at(i)
         start = self._start(i, problem)
         with threadpool_limits(limits=1, user_api="blas"):
-            tree = Tree(problem, options, start, quadratic=self.quadratic, warm=self._warm)
+            warm = self._warm if ascent is None else None  # near the boundary: quick, not close
+            tree = Tree(problem, options, start, quadratic=self.quadratic, warm=warm, ascent=ascent)
             found = tree.run()
         self.nodes += found.nodes
+        self.tried.add(i)
         self._warm = tree.search.root_point or self._warm
         self._learn(i, found.lower, found.solution)
+        if isinstance(found.proof, TreeProof):
+            known = self.proofs.get(i)
+            if known is None or found.proof.cutoff > known.cutoff:
+                self.proofs[i] = found.proof
         return found.status
+
+    def proof(self) -> PathProof:
+        """The logs that no log of a larger count makes needless; the dense minimum without any."""
+        top = len(self.ks) - 1
+        if top not in self.proofs:
+            log = ProofLog(self.quadratic)
+            lower = log.leave_open([root_node(self.problem.p, 1)])
+            if lower > -np.inf:
+                self.proofs[top] = log.finish(lower)
+        best, kept = -np.inf, []
+        for i in sorted(self.proofs, reverse=True):
+            if self.proofs[i].cutoff > best:
+                best = self.proofs[i].cutoff
+                kept.append(i)
+        free = int(self.ks[-1]) == self.problem.supports.max_count  # that count does not bind
+        counts = [self.problem.p if free and i == top else int(self.ks[i]) for i in reversed(kept)]
+        return PathProof(tuple(counts), tuple(self.proofs[i] for i in reversed(kept)))
 
     def _start(self, i: int, problem: Problem) -> Solution | None:
         """The weights at hand, or those of the next count less the cheapest to remove."""
@@ -141,9 +176,10 @@ class PathSolver:
 
     def gap(self, i: int) -> float:
         """Relative gap of count ``ks[i]``, on the increase over the dense minimum."""
-        gap = max(self.upper[i] - self.lower[i], 0.0)
-        scale = self.upper[i] - self.problem.dense_minimum
-        return float(gap / scale) if gap > 0.0 else 0.0
+        if not np.isfinite(self.upper[i]):
+            return float("inf")
+        lower, upper = float(self.lower[i]), float(self.upper[i])
+        return relative_gap(lower, upper, upper - self.problem.dense_minimum)
 
 
 def trim(quadratic: Quadratic, w: Array, k: int) -> Array:
@@ -174,7 +210,9 @@ def k_path(
         Counts; all from 0 by default.
     options : TreeOptions, optional
         Gap for every count; time and node limits for the whole path, shared evenly among the
-        counts that are left. No proof, no checkpoint.
+        counts that are left. With ``proof`` the result can be saved and verified. The checkpoint
+        holds what is known of every count; the tree of the count at work stands in a file beside
+        it, named for the count. A resumed run leaves out the counts whose gap is closed.
 
     Returns
     -------
@@ -189,21 +227,27 @@ def k_path(
     options = options or TreeOptions()
     clock = Clock(options.time_limit)
     solver = PathSolver(problem, ks)
-    status = Status.OPTIMAL
-    order = range(len(solver.ks) - 1, -1, -1)
-    for i in order:
-        found = solver.solve(i, _share(options, clock, solver.nodes, i + 1))
-        if found is not Status.OPTIMAL and status is not Status.INTERRUPTED:
+    checkpoint = PathCheckpoint(options, [solver])
+    done = checkpoint.restore()
+    status, spent = Status.OPTIMAL, solver.nodes
+    for i in range(len(solver.ks) - 1, -1, -1):
+        if done and solver.gap(i) <= _CLOSED * options.gap:
+            continue
+        own = checkpoint.of_tree(_share(options, clock, solver.nodes - spent, i + 1), 0, i)
+        found = solver.solve(i, own)
+        if found is not Status.OPTIMAL:
             status = found
         if found is Status.INTERRUPTED:
             break
+        checkpoint.solved(own, found)
+    checkpoint.save(force=status is not Status.OPTIMAL)
     if not bool(problem.g.any()):
         solver.lower = np.maximum(solver.lower, 0.0)
     if not np.isfinite(solver.upper).all():  # interrupted: pruning everything is always allowed
         _fill(solver, problem)
     return KPath(
         problem, solver.ks, solver.upper, np.minimum(solver.lower, solver.upper), solver.w,
-        status, solver.nodes, clock.elapsed,
+        status, solver.nodes, clock.elapsed, solver.proof() if options.proof else None,
     )  # fmt: skip
 
 
@@ -213,9 +257,7 @@ def _share(options: TreeOptions, clock: Clock, nodes: int, left: int) -> TreeOpt
     count = None
     if options.node_limit is not None:
         count = max((options.node_limit - nodes) // left, 1)
-    return replace(
-        options, time_limit=seconds, node_limit=count, proof=False, checkpoint=None, resume=False
-    )
+    return replace(options, time_limit=seconds, node_limit=count)
 
 
 def _fill(solver: PathSolver, problem: Problem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -179,6 +180,26 @@ class ProofLog:
         image = H @ v - d * v
         r = self.quadratic.b[rest] - image
         return 0.5 * r * r / d, self.quadratic.const - 0.5 * float(v @ image)
+
+    def stored(self, mark: Mark | None) -> dict[str, Array]:
+        """What was written up to ``mark``, for a checkpoint; all if it is None."""
+        short = ProofLog(self.quadratic)
+        for name in ("parent", "side", "branch", "witness_row", "fixings", "bounds"):
+            setattr(short, name, list(getattr(self, name)))
+        short.witnesses, short.splits = list(self.witnesses), list(self.splits)
+        if mark is not None:
+            short.rewind(mark)
+        proof = short.finish(0.0)
+        names = [f.name for f in fields(proof) if f.name != "cutoff"]
+        return {n: getattr(proof, n) for n in names} | {"bounds": np.array(short.bounds)}
+
+    def restore(self, a: dict[str, Array]) -> None:
+        """What ``stored`` gave."""
+        for name in ("parent", "side", "branch", "witness_row", "bounds"):
+            setattr(self, name, a[name].tolist())
+        columns = (a[name].tolist() for name in ("fix_step", "fix_index", "fix_value"))
+        self.fixings = list(zip(*columns, strict=True))
+        self.witnesses, self.splits = list(a["witnesses"]), list(a["splits"])
 
     def finish(self, cutoff: float) -> TreeProof:
         """The arrays, for a claim of ``cutoff``."""

@@ -68,6 +68,43 @@ class TreeProof:
 
 
 @dataclass(frozen=True, eq=False)
+class PathProof:
+    """Logs for several counts of one problem; each bounds all solutions with at most its count.
+
+    Attributes
+    ----------
+    counts : tuple of int
+        Increasing; the last is the number of weights where no count binds.
+    trees : tuple of TreeProof
+        One a count.
+    """
+
+    counts: tuple[int, ...]
+    trees: tuple[TreeProof, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProof:
+    r"""Logs for the blocks of a problem, and how their bounds are joined.
+
+    With :math:`\phi_B(\kappa)` what a block's logs prove for at most :math:`\kappa` weights, the
+    whole is bounded by the knapsack :math:`\min\sum_B\phi_B(\kappa_B)` over
+    :math:`\sum_B\kappa_B\le k`, and for any price :math:`y\ge0` by
+    :math:`\sum_B\min_\kappa(\phi_B(\kappa)+y\kappa)-yk`.
+
+    Attributes
+    ----------
+    paths : tuple of PathProof
+        One a block, in the order of the weights.
+    price : float or None
+        y; None where the knapsack is meant.
+    """
+
+    paths: tuple[PathProof, ...]
+    price: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class TreeResult:
     """The best weights found and a proven bound on every allowed solution.
 
@@ -87,7 +124,7 @@ class TreeResult:
         Bound before branching.
     history : tuple of HistoryRow
         Bound and incumbent over time.
-    proof : TreeProof or None
+    proof : TreeProof, BlockProof or None
         On request; of a search that was stopped it proves the bound reached by then.
     """
 
@@ -98,7 +135,7 @@ class TreeResult:
     seconds: float
     root: float
     history: tuple[HistoryRow, ...] = ()
-    proof: TreeProof | None = None
+    proof: TreeProof | BlockProof | None = None
     stats: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -6,11 +6,17 @@ strength    what it is                                                  reach
 dual        perspective relaxation, three simple splits, products only  any p
 diagonal    the best diagonal split: the semidefinite relaxation of     dense H, p up to 4,000
             Dong, Chen & Linderoth (2015), by barrier Newton steps
+pairs       the best split into a diagonal and pairs of weights:        p up to 60
+            rank-one convexification, by a conic solver
+lagrangian  root bounds of the blocks for the counts that matter, and   block-diagonal or
+            one price for a kept weight in all of them                  shared-row curvature
 tree        branch and bound until a node or time limit                 dense H, p up to 4,000
 ==========  ==========================================================  =======================
 
-Each is at least as high as the one before it, for more time. The first two give one point and one
-diagonal that a certificate stores; a tree gives its proof log.
+Each of dual, diagonal, pairs is at least as high as the one before it, for more time; lagrangian
+lets every block have its own best split and leaves only the total relaxed. ``save_proof`` writes
+each with its witness: a point and a diagonal, the same with pairs, logs of trees and a price, or
+the log of the tree.
 """
 
 from __future__ import annotations
@@ -29,8 +35,10 @@ from chita_opt.errors import ProblemError
 from chita_opt.exact.allowed import allowed
 from chita_opt.exact.bounding import AscentOptions, NodeBound
 from chita_opt.exact.branch_and_bound import MAX_SIZE, branch_and_bound
+from chita_opt.exact.lagrangian import block_lagrangian
 from chita_opt.exact.node import root_node
 from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.pair_split import PairWitness, pair_bound
 from chita_opt.exact.quadratic import FREE, Quadratic
 from chita_opt.exact.result import TreeResult
 from chita_opt.heuristics import solve
@@ -38,7 +46,7 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution
 from chita_opt.supports.base import Array
 
-STRENGTHS = ("dual", "diagonal", "tree")
+STRENGTHS = ("dual", "diagonal", "pairs", "lagrangian", "tree")
 _CLOSE = AscentOptions(enough=2e-4)
 
 
@@ -51,11 +59,12 @@ class ProvenBound:
     value : float
         No allowed solution has an objective below it.
     strength : str
-        "dual", "diagonal" or "tree".
-    bound : Bound or None
-        One witness that proves ``value``; None for "tree", whose proof is the log.
-    tree : TreeResult or None
-        The search, with its proof log where it finished.
+        One of the table above.
+    problem : Problem
+        What is bounded.
+    witness : Bound, PairWitness or TreeResult
+        What proves ``value``: a point with a split, for "pairs" one with pairs where they gain
+        something, for "lagrangian" and "tree" a result with its logs.
     solution : Solution or None
         The best weights met on the way.
     seconds : float
@@ -64,8 +73,8 @@ class ProvenBound:
 
     value: float
     strength: str
-    bound: Bound | None
-    tree: TreeResult | None
+    problem: Problem
+    witness: Bound | PairWitness | TreeResult
     solution: Solution | None
     seconds: float
 
@@ -84,38 +93,53 @@ def lower_bound(
     ----------
     problem : Problem
         Any family with an oracle, any curvature form.
-    strength : {"dual", "diagonal", "tree"}
+    strength : {"dual", "diagonal", "pairs", "lagrangian", "tree"}
         See the table above.
     start : Solution, optional
         Incumbent; the stronger bounds stop where it is proven optimal.
     time_limit : float, optional
         Seconds over the whole call.
     node_limit : int, optional
-        Of the tree.
+        Of the tree; for "lagrangian" of every tree, 1 if absent.
 
     Raises
     ------
     ProblemError
-        If the strength is unknown, or the problem is too large for a dense H.
+        If the strength is unknown, the problem is too large for it, or does not fall into blocks
+        for "lagrangian".
     """
     if strength not in STRENGTHS:
         raise ProblemError(f"strength is {strength!r}; give one of {', '.join(STRENGTHS)}")
-    if strength != "dual" and problem.p > MAX_SIZE:
+    if strength in ("diagonal", "tree") and problem.p > MAX_SIZE:
         raise ProblemError(
             f"the problem has {problem.p} weights; the bound {strength!r} forms dense matrices and "
             f"stops at {MAX_SIZE}. Use strength='dual'"
         )
     clock = Clock(time_limit)
+    if strength in ("lagrangian", "tree"):
+        if strength == "lagrangian":
+            tree = block_lagrangian(problem, time_limit=time_limit, node_limit=node_limit)
+        else:
+            options = TreeOptions(time_limit=time_limit, node_limit=node_limit, proof=True)
+            tree = branch_and_bound(problem, options=options, start=start)
+        return ProvenBound(tree.lower, strength, problem, tree, tree.solution, clock.elapsed)
+    value, witness, start = _by_one_point(problem, strength, start, clock)
+    return ProvenBound(value, strength, problem, witness, start, clock.elapsed)
+
+
+def _by_one_point(
+    problem: Problem, strength: str, start: Solution | None, clock: Clock
+) -> tuple[float, Bound | PairWitness, Solution | None]:
+    """Value and witness of the strengths without a tree, and the weights used."""
     if strength == "dual":
-        bound = dual_bound(problem, start=start, time_limit=time_limit)
-        return ProvenBound(bound.value, strength, bound, None, start, clock.elapsed)
-    if strength == "diagonal":
-        start = start or solve(problem, time_limit=clock.remaining)
-        bound = best_split_bound(problem, start, time_limit=clock.remaining)
-        return ProvenBound(bound.value, strength, bound, None, start, clock.elapsed)
-    options = TreeOptions(time_limit=clock.remaining, node_limit=node_limit, proof=True)
-    tree = branch_and_bound(problem, options=options, start=start)
-    return ProvenBound(tree.lower, strength, None, tree, tree.solution, clock.elapsed)
+        bound = dual_bound(problem, start=start, time_limit=clock.remaining)
+        return bound.value, bound, start
+    paired = pair_bound(problem) if strength == "pairs" else None
+    start = start or solve(problem, time_limit=clock.remaining)
+    bound = best_split_bound(problem, start, time_limit=clock.remaining)
+    if paired is not None and paired[0] > bound.value:
+        return *paired, start
+    return bound.value, bound, start
 
 
 def best_split_bound(
