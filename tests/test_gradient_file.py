@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,17 @@ def test_the_limit_is_kept(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) <= limit < solving_bytes(n, p) + path.stat().st_size
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+def test_prune_from_a_file(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    data = (torch.randn(200, 6), torch.arange(200) % 3)
+    options: dict[str, Any] = {"rows": 40, "sparsity": 0.7, "trust": False, "ridge": 1e-2}
+    plain = co.prune(net, nn.CrossEntropyLoss(), data, **options)
+    filed = co.prune(
+        net, nn.CrossEntropyLoss(), data, gradient_file=tmp_path / "A.npy", **options,
+        memory_limit=10**7,
+    )  # fmt: skip
+    assert filed.solution.objective == pytest.approx(plain.solution.objective, rel=1e-5)
+    with pytest.raises(ProblemError, match="gradient_file"):
+        co.prune(net, None, data, gradient_file=tmp_path / "A.npy", curvature="inputs", **options)

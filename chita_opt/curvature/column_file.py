@@ -21,7 +21,6 @@ from torch import Tensor
 
 from chita_opt.errors import DataError
 
-_AROUND = 64 << 10  # bytes that the system maps around a page that is asked for
 _FLOAT = np.dtype("<f4")
 
 
@@ -50,12 +49,15 @@ class MappedColumns:
         self.tensor: Tensor = torch.from_numpy(array)
         self._held = 0
 
-    def touched(self, columns: int, span: int, limit: int) -> None:
-        """Note that some columns within a span of columns were read; release beyond the limit."""
-        width = 4 * self.tensor.shape[1]
-        self._held += min(span * width, columns * (width + _AROUND))
-        if self._held > limit:
+    def reserve(self, span: int, limit: int) -> None:
+        """Make room for a read within ``span`` neighbouring columns: all held at most ``limit``.
+
+        However few of them are read, the system may map everything in between.
+        """
+        size = 4 * span * self.tensor.shape[1]
+        if self._held + size > limit:
             self.release()
+        self._held += size
 
     def release(self) -> None:
         """Give the pages back; they are read from the file again when they are needed."""

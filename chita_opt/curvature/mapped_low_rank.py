@@ -42,10 +42,24 @@ class MappedFactor(ColumnFactor):
         return max(1, min(_PIECE, self.window) // (4 * self.dual_size))
 
     def pieces(self, index: Tensor | None, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """As for columns in memory; what was read is given back."""
-        for place, part in super().pieces(index, min(count, self.whole)):
-            yield place, part
-            self._touched(len(part), None if index is None else index[place])
+        """As for columns in memory, at most ``count`` at a time; what was read is given back."""
+        start, total = 0, self.size if index is None else len(index)
+        while start < total:
+            stop, span = self._reach(index, start, min(start + min(count, self.whole), total))
+            self.source.reserve(span, self.window)
+            place = slice(start, stop)
+            yield place, self.columns[place] if index is None else self.columns[index[place]]
+            start = stop
+
+    def _reach(self, index: Tensor | None, start: int, stop: int) -> tuple[int, int]:
+        """Where a piece ends so that it lies within the window, and how many columns it spans."""
+        while index is not None:
+            place = index[start:stop]
+            span = int(place.max() - place.min()) + 1
+            if stop - start == 1 or 4 * span * self.dual_size <= self.window:
+                return stop, span
+            stop = start + (stop - start) // 2
+        return stop, stop - start
 
     def select(self, index: Tensor) -> Tensor:
         """A copy of the columns at ``index``, read in pieces; for few."""
@@ -53,12 +67,6 @@ class MappedFactor(ColumnFactor):
         for place, part in self.pieces(index, self.cached):
             out[place] = part
         return out
-
-    def _touched(self, count: int, index: Tensor | None) -> None:
-        span = count
-        if index is not None and count:
-            span = int(index.max() - index.min()) + 1
-        self.source.touched(count, span, self.window)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -133,10 +133,10 @@ class Search:
             swapped = local_search(
                 self.problem, start=start, max_rounds=3, time_limit=self.clock.remaining
             )
-            other = swapped.mask.numpy()
+            other = swapped.mask.cpu().numpy()
             better = swapped.objective < self.value - 1e-12 * abs(self.value)
             if better and self.admits(other):
-                self.take(other, swapped.w.numpy(), swapped.objective)
+                self.take(other, swapped.w.cpu().numpy(), swapped.objective)
         return bool(self.value < before)
 
     def weights_on(self, mask: Array) -> Array:
@@ -160,9 +160,9 @@ class Search:
         """Incumbent, root bound, fixings and the first cuts."""
         if start is not None:
             check_start(self.problem, start)
-            if not self.admits(start.mask.numpy()):
+            if not self.admits(start.mask.cpu().numpy()):
                 raise MethodError("the start does not satisfy the side constraints; leave it out")
-            self.take(start.mask.numpy(), start.w.numpy(), start.objective)
+            self.take(start.mask.cpu().numpy(), start.w.cpu().numpy(), start.objective)
         limit = None if self.clock.remaining is None else 0.2 * self.clock.remaining
         first = start or heuristic(self.problem, time_limit=limit)
         self.offer(first.mask.cpu().numpy(), admitted=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -69,6 +70,9 @@ class PruneOptions:
         never. "doubtful" where the method is "auto", else "never".
     trust_thresholds : TrustThresholds
         Where trust ends.
+    gradient_file : str or path, optional
+        Where to write gradient rows that are larger than memory; they are then read from there,
+        and ``memory_limit`` is about what is held beside the file.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; total is 0 where it is not known.
     """
@@ -95,6 +99,7 @@ class PruneOptions:
     holdout: Any = None
     compete: Literal["doubtful", "always", "never"] | None = None
     trust_thresholds: TrustThresholds = field(default_factory=TrustThresholds)
+    gradient_file: str | os.PathLike[str] | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +110,10 @@ class PruneOptions:
             _one_of("compete", self.compete, ("doubtful", "always", "never"))
         if not 0.0 < self.ridge < float("inf"):
             raise ProblemError(f"ridge is {self.ridge}; it must be positive and finite")
+        if self.gradient_file is not None and self.curvature != "gradients":
+            raise ProblemError(
+                f"gradient_file holds rows of curvature='gradients'; got {self.curvature!r}"
+            )
         if self.curvature == "inputs" and self.alpha:
             raise ProblemError(
                 f"first_order={self.first_order!r} needs gradients; curvature='inputs' has none"

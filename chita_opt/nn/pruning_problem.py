@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from chita_opt.curvature import BlockDiagonal, Curvature, SharedRows
+from chita_opt.curvature import BlockDiagonal, Curvature, LowRank, SharedRows, open_gradients
 from chita_opt.errors import DataError, SupportError
-from chita_opt.nn.gradients import gradient_rows
+from chita_opt.nn.gradients import GradientRows, gradient_file, gradient_rows
 from chita_opt.nn.inputs import LayerGram, layer_inputs
 from chita_opt.nn.layer_map import LayerMap, LayerSlice
 from chita_opt.nn.pruning_options import PruneOptions
@@ -109,20 +109,10 @@ def build_problem(
             model, loss_fn, data, layer_map, choice, seed=seed, memory_limit=limit
         )
         found, gradient, alpha = sampled.rows, sampled.gradient, 0.0
+        rows: Tensor | LowRank = found.A
     else:
-        found = gradient_rows(
-            model,
-            loss_fn,
-            data,
-            layer_map,
-            choice,
-            memory_limit=options.memory_limit,
-            progress=lambda done, total: options.tell("gradients", done, total),
-            out=out,
-        )
-    problem = from_gradients(
-        found.A, w_bar, ridge=options.ridge, supports=supports, first_order=alpha
-    )
+        found, rows = _loss_gradients(model, loss_fn, data, layer_map, choice, options, out)
+    problem = from_gradients(rows, w_bar, ridge=options.ridge, supports=supports, first_order=alpha)
     if gradient is not None and options.alpha:
         g = options.alpha * gradient
         problem = Problem(problem.curvature, w_bar, problem.rho, supports, g)
@@ -136,6 +126,29 @@ def build_problem(
         "calibration_loss": found.loss_mean,
     }
     return NetworkProblem(_placed(problem, options), notes=notes, gradient=gradient)
+
+
+def _loss_gradients(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    data: Any,
+    layer_map: LayerMap,
+    choice: RowChoice,
+    options: PruneOptions,
+    out: Tensor | None,
+) -> tuple[GradientRows, Tensor | LowRank]:
+    """Gradient rows, and what the problem is made of: themselves, or the curvature of a file."""
+    limit, path = options.memory_limit, options.gradient_file
+
+    def progress(done: int, total: int) -> None:
+        options.tell("gradients", done, total)
+
+    inputs = (model, loss_fn, data, layer_map, choice)
+    if path is None:
+        found = gradient_rows(*inputs, memory_limit=limit, progress=progress, out=out)
+        return found, found.A
+    found = gradient_file(*inputs, path=path, memory_limit=limit, progress=progress)
+    return found, open_gradients(path, memory_limit=limit)
 
 
 def _from_inputs(

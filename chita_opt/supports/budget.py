@@ -100,7 +100,7 @@ class Budget(SupportFamily):
         cls, labels: Tensor | Sequence[int], caps: Tensor | Sequence[int] | int
     ) -> Budget:
         """At most ``caps[b]`` (or the same count) weights in every labelled block."""
-        label = torch.as_tensor(labels, dtype=torch.int64).clone()
+        label = torch.as_tensor(labels, dtype=torch.int64, device="cpu").clone()
         blocks = int(label.max()) + 1 if len(label) else 0
         counts = [caps] * blocks if isinstance(caps, int) else caps
         return cls(label, torch.as_tensor(counts, dtype=torch.int64), title=f"blocks({blocks})")
