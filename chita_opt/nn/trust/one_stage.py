@@ -26,6 +26,8 @@ from chita_opt.nn.trust.surgeon import solved_after_surgery, surgeon_support
 from chita_opt.supports import Budget, SupportFamily
 from chita_opt.supports.thresholds import largest
 
+_EXTENSIONS = 3
+
 RowsAt = Callable[[Tensor, Tensor], Expansion]
 """From weights (p,) and places (s,) to the expansion on them."""
 
@@ -40,7 +42,8 @@ class OneShotOptions:
         Weights that the reconstruction keeps beyond those asked for, as a share of them; the
         quadratic model there removes them.
     ridges : tuple of float
-        Ridges of that model, in units of the loss's curvature, that compete.
+        Ridges of that model, in units of the loss's curvature, that compete; larger ones follow
+        while the largest is the best.
     rounds : tuple of int
         Rounds of optimal brain surgeon that compete.
     power : float
@@ -152,12 +155,23 @@ def _expanded(
         return
     model = rows_at(w, index)
     exact = supports.contains(w != 0)
+    tried: dict[tuple[int, float], Candidate] = {}
+
+    def attempt(rounds: int, ridge: float) -> Candidate:
+        support = w != 0 if exact else surgeon_support(model, index, supports, ridge, rounds)
+        (solved,) = solved_after_surgery(model, index, support, (ridge,))
+        name = f"reconstruction + rows, ridge {ridge:g}, {rounds} rounds"
+        tried[rounds, ridge] = entered(name, solved, held_out)
+        return tried[rounds, ridge]
+
     for rounds in options.rounds[:1] if exact else options.rounds:
         for ridge in options.ridges:
-            support = w != 0 if exact else surgeon_support(model, index, supports, ridge, rounds)
-            for solved in solved_after_surgery(model, index, support, (ridge,)):
-                name = f"reconstruction + rows, ridge {ridge:g}, {rounds} rounds"
-                yield entered(name, solved, held_out)
+            yield attempt(rounds, ridge)
+    for _ in range(_EXTENSIONS):  # the best ridge may lie beyond those given
+        rounds, ridge = min(tried, key=lambda key: tried[key].loss)
+        if ridge < max(known for _, known in tried):
+            return
+        yield attempt(rounds, 4.0 * ridge)
 
 
 def _counts(supports: SupportFamily, layer_map: LayerMap) -> tuple[int | None, Counts | None]:
