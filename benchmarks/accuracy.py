@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, two sparsities, 5 s")
     parser.add_argument("--parts", nargs="+", default=["one", "stages", "seconds"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sparsities", type=float, nargs="+", help="of those of each part")
     parser.add_argument("--seconds", type=float, default=27.0)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -189,8 +190,10 @@ def main() -> None:
     for seed in seeds:
         case = Case(seed)
         for part, sparsities in (("one", ONE), ("stages", SIXTEEN), ("seconds", LONG)):
-            for sparsity in sparsities[-2:] if given.quick else sparsities:
-                if part in given.parts:
+            chosen = sparsities[-2:] if given.quick else sparsities
+            for sparsity in chosen:
+                wanted = given.sparsities is None or sparsity in given.sparsities
+                if part in given.parts and wanted:
                     rows += run(case, part, sparsity, limit)
     columns = ["part", "method", "sparsity", "test", "spread", "audit", "official", "seconds"]
     name = "accuracy_quick" if given.quick else "accuracy"
