@@ -11,6 +11,7 @@ from chita_opt.heuristics.iht import (
     active_gradient,
     descend,
     first_points,
+    solve_end,
     thresholded_step,
 )
 from chita_opt.heuristics.incumbent import Incumbent
@@ -61,6 +62,7 @@ def chita(
             point = IhtPoint.at(problem, w)
             best.offer(point.w, point.value)
             settled, count = _grow(problem, point, best, max_rounds, widen, descent)
+            solve_end(problem, point, best, starts)
             status, rounds = Status.STATIONARY if settled else status, rounds + count
             if best.clock.expired:
                 break

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chita_opt.errors import MethodError
 from chita_opt.heuristics.incumbent import Incumbent, keep_scores
 from chita_opt.heuristics.starts import start_supports
 from chita_opt.problem import Problem
@@ -52,18 +51,14 @@ class Descent:
         Gradient steps.
     tol : float
         Stop when the objective falls by less than ``tol`` times its size.
-    momentum : float
-        In [0, 1): before each step, go on by so much of the last one and project, where that
-        lowers the objective; 0 for none.
+    momentum : bool
+        Whether a step that keeps the support minimises over the gradient and the last step
+        together, as conjugate gradients do.
     """
 
     max_iter: int = 200
     tol: float = 1e-7
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.momentum < 1.0:
-            raise MethodError(f"momentum is {self.momentum}; it must lie in [0, 1)")
+    momentum: bool = False
 
 
 def iht(
@@ -97,6 +92,7 @@ def iht(
             point = IhtPoint.at(problem, w)
             best.offer(point.w, point.value)
             done, count = descend(problem, point, best, None, descent or Descent())
+            solve_end(problem, point, best, starts)
             status, steps = Status.STATIONARY if done else status, steps + count
             if best.clock.expired:
                 break
@@ -114,6 +110,13 @@ def first_points(
             yield torch.where(mask, problem.w_bar, torch.zeros_like(problem.w_bar))
 
 
+def solve_end(problem: Problem, point: IhtPoint, best: Incumbent, starts: int) -> None:
+    """Compare the ends of several starts by the exact minimisers on their supports."""
+    if starts > 1 and not best.clock.expired:
+        solver = problem.curvature.support_solver(problem.separable, point.w != 0, exact=False)
+        best.offer(solver.weights, solver.value)
+
+
 def descend(
     problem: Problem,
     point: IhtPoint,
@@ -122,36 +125,50 @@ def descend(
     descent: Descent,
 ) -> tuple[bool, int]:
     """Steps on the ``active`` weights (an index; None for all); (whether it converged, steps)."""
-    last = (point.w, point.image)
+    last = None
     for count in range(descent.max_iter):
-        previous, here = point.value, (point.w, point.image)
-        if descent.momentum:
-            _go_on(problem, point, last, descent.momentum)
+        value, w, image = point.value, point.w, point.image
         gradient = active_gradient(problem, point, active)
-        moved = thresholded_step(problem, point, gradient)
-        last = here
+        moved = last is not None and _conjugate_step(problem, point, gradient, *last)
+        moved = moved or thresholded_step(problem, point, gradient)
         best.offer(point.w, point.value)
-        small = descent.tol * max(abs(point.value), 1e-12)
-        if not moved or previous - point.value <= small:
+        if not moved or value - point.value <= descent.tol * max(abs(point.value), 1e-12):
             return True, count + 1
         if best.clock.expired:
             return False, count + 1
+        last = (point.w - w, point.image - image) if descent.momentum else None
     return False, descent.max_iter
 
 
-def _go_on(problem: Problem, point: IhtPoint, last: tuple[Tensor, Tensor], momentum: float) -> None:
-    """Extrapolate the last step and project, if the objective falls; data are read only then."""
-    v = point.w + momentum * (point.w - last[0])
-    mask = problem.supports.best_support(v.square()) & (v != 0)
-    if mask.equal(v != 0):
-        image = point.image + momentum * (point.image - last[1])
-        x = v - problem.w_bar
-        value = problem.curvature.energy(image) + problem.separable.value(x)
-        trial = IhtPoint(v, image, value)
-    else:
-        trial = IhtPoint.at(problem, torch.where(mask, v, torch.zeros_like(v)))
-    if trial.value < point.value:
-        point.w, point.image, point.value = trial.w, trial.image, trial.value
+def _conjugate_step(
+    problem: Problem, point: IhtPoint, gradient: Tensor, last: Tensor, last_image: Tensor
+) -> bool:
+    """Minimise over the gradient on the support and the ``last`` step; False if that leaves it.
+
+    The 2-by-2 system costs the one product that a plain step costs.
+    """
+    mask = point.w != 0
+    inside = torch.where(mask, gradient, torch.zeros_like(gradient))
+    if not bool(last.any()) or bool(last[~mask].any()):
+        return False
+    C, rho = problem.curvature, problem.rho
+    image = C.image(inside, exact=False)
+    own, other = C.energy(image), C.energy(last_image)
+    cross = C.energy(image + last_image) - own - other + float((rho * inside) @ last)
+    own = 2.0 * own + float((rho * inside) @ inside)
+    other = 2.0 * other + float((rho * last) @ last)
+    slopes = (float(inside @ gradient), float(last @ gradient))
+    determinant = own * other - cross * cross
+    if not determinant > 1e-12 * own * other:
+        return False
+    a = (slopes[0] * other - slopes[1] * cross) / determinant
+    b = (slopes[1] * own - slopes[0] * cross) / determinant
+    if not _support_after(problem, point.w - b * last, gradient, a).equal(mask):
+        return False
+    point.w = point.w - a * inside - b * last
+    point.image = point.image - a * image - b * last_image
+    point.value -= 0.5 * (a * slopes[0] + b * slopes[1])
+    return True
 
 
 def active_gradient(problem: Problem, point: IhtPoint, active: Tensor | None) -> Tensor:

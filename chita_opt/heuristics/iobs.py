@@ -15,7 +15,7 @@ from chita_opt.heuristics.saliency import DenseMinimum
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
-_SHORTEST = 1.0 / 64.0
+_SHORTEST = 2.0**-20
 
 
 def iobs(
@@ -81,16 +81,18 @@ def _first(problem: Problem, start: Solution | None) -> SupportSolver:
 def _thresholded(
     problem: Problem, solver: SupportSolver, direction: Tensor, inverse: Tensor, step: float
 ) -> tuple[SupportSolver | None, float]:
-    """The first halved step that lowers the objective and its minimiser; None if none does."""
-    seen = solver.mask
+    """The first halved step that lowers the objective, and its minimiser.
+
+    None once the step is so short that the support stays.
+    """
     while step >= _SHORTEST:
         v = solver.weights + step * direction
         mask = problem.supports.best_support(v.square() / inverse)
-        if not mask.equal(seen):
-            moved = solver.moved(mask)
-            if moved.value < solver.value:
-                return moved, step
-            seen = mask
+        if mask.equal(solver.mask):
+            break
+        moved = solver.moved(mask)
+        if moved.value < solver.value:
+            return moved, step
         step *= 0.5
     return None, step
 

@@ -175,11 +175,16 @@ class Exchanges(Protocol):
 
     inside: Tensor
 
-    def toggle(self, j: int) -> None: ...
-    def exchange(self, a: int, b: int) -> float: ...
+    def toggle(self, j: int) -> None:
+        """Move index j in or out."""
+
+    def exchange(self, a: int, b: int) -> float:
+        """Change of the value when ``a`` leaves and ``b`` enters."""
+
     def best_exchanges(
         self, allowed: Tensor | None, out: Tensor, into: Tensor, count: int = 1
-    ) -> list[tuple[float, int, int]]: ...
+    ) -> list[tuple[float, int, int]]:
+        """The ``count`` best allowed pairs as (change, leaving, entering)."""
 
 
 def swap_down(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from chita_opt.heuristics.incumbent import Incumbent
-from chita_opt.heuristics.saliency import removal_costs, removed_one_by_one
+from chita_opt.heuristics.saliency import cheapest_removed, removed_one_by_one
 from chita_opt.heuristics.woodfisher import check_update
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
@@ -55,14 +56,11 @@ def mfac(
         every = torch.ones(problem.p, dtype=torch.bool, device=problem.device)
         solver = problem.curvature.support_solver(problem.separable, every, exact=False)
         for last, count in _path(problem, rounds):
-            costs = removal_costs(solver)
-            mask = problem.supports.best_support(costs) & solver.mask
-            hurried = best.clock.expired
-            if not (last or hurried):
-                mask = _filled(mask, costs, count)
-            solver = solver.moved(mask)
+            last = last or best.clock.expired
+            keep = partial(_kept, problem, 0 if last else count)
+            solver = solver.moved(cheapest_removed(solver, problem.rho, keep))
             done += 1
-            if last or hurried:
+            if last:
                 break
         status = Status.STATIONARY if done == rounds else status
         if update == "kkt":
@@ -80,8 +78,9 @@ def _path(problem: Problem, rounds: int) -> Iterator[tuple[bool, int]]:
         yield t == rounds, round(p * (k / p) ** (t / rounds))
 
 
-def _filled(mask: Tensor, costs: Tensor, count: int) -> Tensor:
-    """``mask`` and the most costly other weights, ``count`` in all."""
+def _kept(problem: Problem, count: int, costs: Tensor) -> Tensor:
+    """The family's support of largest costs and the most costly others, ``count`` in all."""
+    mask = problem.supports.best_support(costs)
     more = count - int(mask.sum())
     if more <= 0:
         return mask

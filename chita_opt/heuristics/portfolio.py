@@ -11,10 +11,12 @@ import torch
 from chita_opt.heuristics.chita import chita
 from chita_opt.heuristics.incumbent import check_start, complete
 from chita_opt.heuristics.iobs import iobs
+from chita_opt.heuristics.layerwise import layerwise
 from chita_opt.heuristics.local_search import choose_candidates, local_search
 from chita_opt.heuristics.magnitude import backsolve
 from chita_opt.heuristics.mfac import mfac
 from chita_opt.heuristics.relax_round import THOROUGH, RoundingOptions, relax_round, relaxes_cheaply
+from chita_opt.heuristics.row_systems import WIDEST, has_layers, widest_row
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status, Trace
 
@@ -32,12 +34,12 @@ def best(
     seed: int = 0,
     effort: RoundingOptions | None = None,
     gap: float = 1e-5,
-    patience: int = 4,
+    patience: int = 6,
 ) -> Solution:
     """The portfolio: several methods, the best answer polished by swaps, kicks, again.
 
     First a backsolve, so that there is an answer after the shortest time. Then the relaxation's
-    rounding, M-FAC's path, the preconditioned thresholding and CHITA, each followed by the
+    rounding (of layers, the layer-wise method), M-FAC's path, the preconditioned thresholding and CHITA, each followed by the
     exchange search where it comes near the incumbent. Then kicks: random exchanges among the least
     certain weights of the incumbent, followed by the exchange search. It ends at the time limit,
     after ``patience`` kicks without a gain, or once the relaxation's value is within ``gap``. The
@@ -84,6 +86,9 @@ def _members(
     if not float(problem.rho.min()) > 0.0:  # exchanges may meet singular supports
         return [(backsolve, False), (chita, False)]
     members: list[tuple[Callable[..., Solution], bool]] = [(backsolve, False)]
+    C, laminar = problem.curvature, problem.supports.is_laminar
+    if has_layers(C) and laminar and widest_row(C) <= WIDEST:
+        members.append((layerwise, True))
     if relaxes_cheaply(problem):
         members.append((partial(relax_round, seed=seed, effort=effort), True))
     return [*members, (mfac, True), (iobs, True), (chita, True)]

@@ -11,6 +11,7 @@ Without a linear term and with S all weights, w is the dense ``w_bar`` (WoodFish
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,8 @@ class DenseMinimum:
             )
         every = torch.ones(curvature.size, dtype=torch.bool, device=curvature.device)
         solver = curvature.support_solver(part, every, exact=False)
-        return cls(solver.weights, inverse_diagonal(solver))
+        index = torch.arange(curvature.size, device=curvature.device)
+        return cls(solver.weights, inverse_diagonal(solver, index))
 
     @property
     def costs(self) -> Tensor:
@@ -55,17 +57,31 @@ class DenseMinimum:
         return 0.5 * self.weights.square() / self.inverse
 
 
-def inverse_diagonal(solver: SupportSolver) -> Tensor:
-    """``diag(H_SS^-1)`` on the solver's support, in its index order."""
-    index = solver.mask.nonzero().squeeze(1)
+def inverse_diagonal(solver: SupportSolver, index: Tensor) -> Tensor:
+    """``[H_SS^-1]_jj`` for the j of an index into the solver's support, some at a time."""
     return torch.cat([solver.inverse_diagonal(part) for part in index.split(_CHUNK)])
 
 
-def removal_costs(solver: SupportSolver) -> Tensor:
-    """(p,) cost of removing each weight of the solver's support alone; 0 off it."""
-    costs = torch.zeros_like(solver.weights)
-    costs[solver.mask] = 0.5 * solver.weights[solver.mask].square() / inverse_diagonal(solver)
-    return costs
+def cheapest_removed(
+    solver: SupportSolver, rho: Tensor, keep: Callable[[Tensor], Tensor]
+) -> Tensor:
+    r"""The mask ``keep(costs)`` for the exact removal costs of the solver's support.
+
+    ``keep`` takes costs (p,), zero off the support, and returns the mask that it would leave, whose
+    kept weights cost most. Since :math:`[H_{SS}^{-1}]_{jj}\le1/\rho_j`, a weight's cost is at least
+    :math:`\rho_jw_j^2/2`; exact costs are computed only for weights that these bounds, or exact
+    costs, would remove. The mask is that of all exact costs: raising the costs of what stays
+    changes nothing.
+    """
+    costs = torch.where(solver.mask, 0.5 * rho * solver.weights.square(), 0.0)
+    unknown = solver.mask.clone()
+    while True:
+        mask = keep(costs) & solver.mask
+        asked = (unknown & ~mask).nonzero().squeeze(1)
+        if not len(asked):
+            return mask
+        costs[asked] = 0.5 * solver.weights[asked].square() / inverse_diagonal(solver, asked)
+        unknown[asked] = False
 
 
 def removed_one_by_one(curvature: Curvature, part: SeparablePart, mask: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""MLPNet: every method beside the proven bound and beside its twin in the official CHITA code.
+
+One problem for every instance (whole network or one layer, 1 or 16 samples a gradient row), ridge,
+sparsity and linear term of the official figures. Objectives are in the official code's units (n
+times ours, plus the constant a'w_bar); costs are in passes over the same A in the same run. The
+bound is a certificate's. Rows that are in the results file already are kept: a run can be stopped
+and continued; --fresh begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+from measuring import RESULTS, report
+from reference_data import mlp_gradients, official_rows
+from rich.console import Console
+
+import chita_opt as co
+from chita_opt.heuristics import METHODS, choose_method
+from chita_opt.solution import Solution
+
+LAYERS = {"global": (0, 32360), "fc1": (0, 31360), "fc2": (31360, 32160), "fc3": (32160, 32360)}
+TENSORS = (31360, 800, 200)
+TWINS = {  # ours by the same support rule -> names in the official figures
+    "magnitude": ("magnitude",),
+    "backsolve": ("Heuristic_LS", "Heuristic_LS@float64"),
+    "coordinate_descent": ("Heuristic_CD",),
+    "chita": ("Active_IHTCDLS",),
+}
+TOLERANCE = 1e-6  # of the objectives' size: A is computed anew, in float32, and summed differently
+DEFAULT = "default"
+COLUMNS = (
+    "instance", "first_order", "ridge", "sparsity", "method", "objective", "bound", "gap_%",
+    "twin", "twin_objective", "below", "seconds", "passes",
+)  # fmt: skip
+SUMMARY = (
+    "method", "problems", "mean_gap_%", "worst_gap_%", "mean_passes", "twins", "above_twin",
+    "worst_above_%",
+)  # fmt: skip
+
+Key = tuple[str, bool, float, float]
+
+
+def problem_of(key: Key, k: int) -> co.Problem:
+    """One problem of the official figures."""
+    instance, first_order, ridge, _ = key
+    _, layer, sampling = instance.split("_")
+    m = int(sampling[1:])
+    rows, (start, stop) = mlp_gradients(m), LAYERS[layer]
+    A = rows.A[:, start:stop]
+    return co.from_gradients(
+        A, rows.w_bar[start:stop], ridge=ridge, supports=co.Budget.cardinality(stop - start, k),
+        first_order=1.0 / m if first_order else 0.0,
+    )  # fmt: skip
+
+
+def calls(instance: str, time_limit: float) -> Iterator[tuple[str, Callable[..., Solution]]]:
+    """Every method by name; the block-wise one with each block size of the official figures."""
+    yield DEFAULT, lambda problem: co.solve(problem)
+    for name in METHODS:
+        if name == "best":
+            yield name, lambda problem: co.solve(problem, "best", time_limit=time_limit)
+        elif name != "blockwise":
+            yield name, lambda problem, name=name: co.solve(problem, name)
+    for size in (100,) if instance.split("_")[1] in ("fc2", "fc3") else (500, 2000):
+        yield (
+            f"blockwise:{size}",
+            lambda problem, size=size: co.solve(problem, "blockwise", block=blocks(instance, size)),
+        )
+    yield "magnitude+swaps", lambda problem: co.solve(problem, "magnitude", polish=True)
+
+
+def blocks(instance: str, size: int) -> list[int]:
+    """Block sizes that do not cross tensors."""
+    start, stop = LAYERS[instance.split("_")[1]]
+    tensors = TENSORS if stop - start == sum(TENSORS) else (stop - start,)
+    return [min(size, d - i) for d in tensors for i in range(0, d, size)]
+
+
+def twins(method: str, rows: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Official rows with the same support rule."""
+    name = method.replace("blockwise", "Heuristic_LSBlock")
+    names = TWINS.get(method, (name,))
+    return [(str(r["algo"]), float(r["objective"])) for r in rows if r["algo"] in names]
+
+
+def compare(key: Key, rows: Sequence[dict[str, Any]], time_limit: float) -> list[dict[str, Any]]:
+    """All methods on one problem, and one bound for them."""
+    problem = problem_of(key, int(rows[0]["k"]))
+    found = {
+        name: call(problem) for name, call in calls(key[0], time_limit)
+        if name.split(":")[0] not in METHODS or METHODS[name.split(":")[0]].serves(problem)
+    }  # fmt: skip
+    n, constant = len(problem.curvature.A), float(problem.g @ problem.w_bar)  # type: ignore[attr-defined]
+    best = min(found.values(), key=lambda s: s.objective)
+    bound = n * (co.certify(best).lower + constant)
+    official = min(rows, key=lambda r: r["objective"])
+    table = []
+    for name, solution in found.items():
+        ours = n * (solution.objective + constant)
+        size = n * (solution.objective - problem.dense_minimum)
+        row = dict(zip(COLUMNS, (*key, name, ours, bound), strict=False)) | {
+            "gap_%": 100.0 * (ours - bound) / size if size > 0.0 else 0.0,
+            "seconds": solution.seconds, "passes": solution.passes(), "size": size,
+            "official_best": official["objective"], "official_best_by": official["algo"],
+            "default": choose_method(problem) if name == DEFAULT else None,
+        }  # fmt: skip
+        for twin, value in sorted(twins(name, rows), key=lambda pair: pair[1])[:1]:
+            below = ours <= value + TOLERANCE * max(abs(value), size)
+            row |= {"twin": twin, "twin_objective": value, "below": below}
+        table.append(row)
+    return table
+
+
+def share_closed(row: dict[str, Any]) -> float | None:
+    """Share of the official best's distance to the bound that the default closes."""
+    distance = row["official_best"] - row["bound"]
+    return (row["official_best"] - row["objective"]) / distance if distance > 0.0 else None
+
+
+def summary(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method."""
+    rows = []
+    for name in dict.fromkeys(r["method"] for r in table):
+        own = [r for r in table if r["method"] == name]
+        paired = [r for r in own if r.get("twin")]
+        above = [
+            100.0 * (r["objective"] - r["twin_objective"]) / abs(r["twin_objective"])
+            for r in paired if not r["below"]
+        ]  # fmt: skip
+        rows.append({
+            "method": name, "problems": len(own), "mean_gap_%": mean(r["gap_%"] for r in own),
+            "worst_gap_%": max(r["gap_%"] for r in own),
+            "mean_passes": mean(r["passes"] for r in own),
+            "twins": len(paired) or None, "above_twin": len(above) if paired else None,
+            "worst_above_%": max(above, default=None),
+        })  # fmt: skip
+    return rows
+
+
+def lines(table: Sequence[dict[str, Any]]) -> str:
+    """The two claims, as measured."""
+    paired = [r for r in table if r.get("twin")]
+    misses = [r for r in paired if not r["below"]]
+    shares = [s for r in table if r["method"] == DEFAULT and (s := share_closed(r)) is not None]
+    worst = f", worst {100 * min(shares):.1f} %" if shares else ""
+    return (
+        f"{len(paired) - len(misses)} of {len(paired)} rows at or below the official twin "
+        f"({'met' if not misses else 'NOT MET'}); the default closes {100 * mean(shares or [0]):.1f}"
+        f" % of the official best's proven gap on average{worst} "
+        f"({'met' if shares and mean(shares) >= 0.95 else 'NOT MET'}: 95 %)"
+    )
+
+
+def main() -> None:
+    """Every problem, or those that the options leave."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--instance", nargs="*")
+    parser.add_argument("--ridge", type=float, nargs="*")
+    parser.add_argument("--sparsity", type=float, nargs="*")
+    parser.add_argument("--first-order", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--time-limit", type=float, default=20.0, help="seconds for best")
+    parser.add_argument("--rows", action="store_true", help="print every row")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    options = parser.parse_args()
+    problems: dict[Key, list[dict[str, Any]]] = {}
+    for r in official_rows():
+        key = (str(r["instance"]), bool(r["first_order"]), float(r["l2"]), float(r["sparsity"]))  # type: ignore[arg-type]
+        if key[2] <= 1e-2:
+            problems.setdefault(key, []).append(dict(r))
+    file = RESULTS / "methods.json"
+    earlier = json.loads(file.read_text())["rows"] if file.exists() and not options.fresh else []
+    table = list(earlier)
+    known = {tuple(r[c] for c in COLUMNS[:4]) for r in table}
+    wanted = [
+        key for key in problems
+        if key not in known and key[1] in options.first_order
+        and (not options.instance or key[0] in options.instance)
+        and (not options.ridge or key[2] in options.ridge)
+        and (not options.sparsity or key[3] in options.sparsity)
+    ]  # fmt: skip
+    try:
+        for i, key in enumerate(wanted):
+            Console(stderr=True).print(f"{i + 1} of {len(wanted)}: {key}")
+            table += compare(key, problems[key], options.time_limit)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the problems that are done are kept")
+    if options.rows:
+        report("methods", table, COLUMNS)
+    report("methods_summary", summary(table), SUMMARY, lines(table))
+    report("methods", table, ()) if not options.rows else None
+
+
+if __name__ == "__main__":
+    main()
