@@ -16,7 +16,7 @@ from chita_opt.curvature.cholesky import cholesky
 from chita_opt.curvature.factors import RowFactor, eigen_factor
 from chita_opt.errors import CurvatureError
 
-_BATCH_ENTRIES = 2**25  # float64 entries of sub-matrices factored at a time (256 MiB)
+_BATCH_ENTRIES = 2**14  # float64 entries of sub-matrices factored together: small rows only
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,11 +229,18 @@ def _factored(
         order = kept[chosen].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = torch.arange(width, device=order.device) < kept[chosen].sum(1, keepdim=True)
         index = torch.where(valid, order, d)
-        A = H[index[:, :, None], index[:, None, :]]
+        A = _gathered(H, index)
         A.diagonal(dim1=1, dim2=2).add_(ridge[rows[chosen]].gather(1, index))
         L = cholesky(A, "the curvature of a row plus the ridge")
         yield _RowBatch(rows[chosen], index, L)
         start = stop
+
+
+def _gathered(H: Tensor, index: Tensor) -> Tensor:
+    """The sub-matrices of H on each row of ``index``."""
+    if len(index) == 1:  # in two steps: several times faster than by pairs
+        return H.index_select(0, index[0]).index_select(1, index[0])[None]
+    return H[index[:, :, None], index[:, None, :]]
 
 
 def batch_end(sizes: list[int], start: int, entries: int) -> int:
