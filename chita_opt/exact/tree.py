@@ -198,6 +198,7 @@ class Search:
             return
         self.solver.log.rewind(first)
         self.heap = [entry for entry in self.heap if entry[2].step < first[0]]
+        heapq.heapify(self.heap)
         self.dive = [entry for entry in self.dive if entry[1].step < first[0]]
 
     def _take(self, key: int) -> Node:

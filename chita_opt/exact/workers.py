@@ -15,10 +15,13 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from threadpoolctl import threadpool_limits
 
-from chita_opt.exact.node import Node
+from chita_opt.exact.allowed import allowed
+from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.proof_pieces import Inherited, Piece, open_piece
+from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.tree import Search
+from chita_opt.supports import Budget
 from chita_opt.supports.base import Array
 
 _RETURNED = 8  # supports that a slice proposes, at most
@@ -133,7 +136,15 @@ def _load(solver: NodeSolver) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(limits=1, user_api="blas")
     torch.set_num_threads(1)
+    _compile()
     _desks[:] = [_Desk(solver)]
+
+
+def _compile() -> None:
+    """Bring the compiled loops into memory on a toy, before nodes wait for them."""
+    toy = Quadratic(np.asfortranarray(np.eye(3) + 0.5), np.array([1.0, 2.0, 4.0]), 8.0)
+    family = allowed(Budget.cardinality(3, 1))
+    NodeSolver(toy, family).process(root_node(3, family.row_count), np.inf, 1.0)
 
 
 def _work(given: Slice) -> Answer:
