@@ -352,6 +352,10 @@ def test_prune_options_reach_the_library(capsys: pytest.CaptureFixture[str], use
     assert set(inputs["layer_gaps"]) == {"0.weight", "2.weight"}
     code, out, _ = call(capsys, *arguments, "--rows", 64, "--sparsity", 0.5, "--no-certify")
     assert code == OK and "not certified" in out
+    code, out, _ = call(capsys, *arguments, "--rows", 16, "--sparsity", 0.5, "--no-trust")
+    assert code == OK and "switched off" in out
+    held = solved(capsys, *arguments, "--rows", 16, "--sparsity", 0.5, "--holdout", 10)
+    assert held["trust"]["samples"] == 5 and held["trust"]["verdict"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class HeldOut:
         pieces = w.split(self.layer_map.sizes)
         network = self.network
         return {
-            key: piece.reshape(item.shape).to(network.selected[key].dtype)
+            key: piece.reshape(item.shape).to(network.selected[key])
             for key, item, piece in zip(network.keys, self.layer_map, pieces, strict=True)
         }
 

@@ -192,12 +192,12 @@ class Guard:
             seed=self.options.seed,
         )
         return one_shot(
-            problem.w_bar,
+            problem.w_bar.to(device),
             Reconstruction(inputs),
             problem.supports,
             self.choosing,
             rows_at=lambda w, places: rows.on(w, places, self.options.rows),
-            start=start,
+            start=start.to(device),
             options=OneShotOptions(search=BudgetSearch(time_limit=left)),
         )
 
