@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from chita_opt.curvature.checks import finite
 from chita_opt.curvature.column_file import MappedColumns
 from chita_opt.curvature.factors import ColumnFactor
 from chita_opt.curvature.low_rank import LowRank
@@ -85,9 +86,8 @@ class MappedLowRank(LowRank):
     window: int
 
     def __post_init__(self) -> None:
-        sums = [part.sum(dtype=torch.float64) for _, part in self.factor_of_rows.pieces(None, 4096)]
-        if not bool(torch.isfinite(torch.stack(sums).sum())):
-            raise CurvatureError(f"{self.source.path} holds values that are not finite")
+        for _, part in self.factor_of_rows.pieces(None, self.size):
+            finite(part, f"{self.source.path}, in a piece of its columns,")
 
     @cached_property
     def factor_of_rows(self) -> ColumnFactor:
