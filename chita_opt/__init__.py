@@ -41,6 +41,7 @@ _EXPORTS = {
     "k_path": "chita_opt.exact",
     "lower_bound": "chita_opt.exact",
     "outer_approximation": "chita_opt.exact",
+    "solve_blocks": "chita_opt.exact",
     "Certificate": "chita_opt.certificates",
     "certify": "chita_opt.certificates",
     "save_proof": "chita_opt.certificates",

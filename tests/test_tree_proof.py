@@ -165,7 +165,7 @@ def test_one_verify_for_both_kinds(file: Path, logged: Logged, tmp_path: Path) -
     certify(logged.solution).save(tmp_path / "certificate")
     assert verify(file) == verify_proof(file)
     assert co.verify(tmp_path / "certificate") == verify_file(tmp_path / "certificate")
-    with pytest.raises(CertificateError, match="no search tree"):
+    with pytest.raises(CertificateError, match="not 'tree_proof'"):
         verify_proof(tmp_path / "certificate")
     with pytest.raises(CertificateError):
         verify_file(file)
