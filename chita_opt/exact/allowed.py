@@ -48,6 +48,10 @@ class Allowed(ABC):
     def propagate(self, state: Array) -> bool:
         """Fix out what no mask with the kept weights can hold; False if there is no such mask."""
 
+    def holds(self, state: Array) -> bool:
+        """Whether the family allows the mask of the kept weights of a state without free ones."""
+        return self.propagate(state.copy())
+
     @abstractmethod
     def everything(self, state: Array) -> bool:
         """Whether all free weights may be kept together."""

@@ -10,6 +10,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.exact.allowed import allowed
 from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.checkpoint import Checkpoint
+from chita_opt.exact.dominance import ordered
 from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
@@ -111,6 +112,8 @@ class Tree:
         self.best = Incumbents(problem, self.quadratic, self.clock, start)
         self.log = ProofLog(self.quadratic) if options.proof else None
         family = allowed(problem.supports)
+        if self.log is None:  # a verifier knows no orders
+            family = ordered(problem, family)
         solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)
         self.search = Search(
             solver, self.best.offer, self.best.value, options.gap, problem.dense_minimum,

@@ -100,7 +100,7 @@ class _Desk:
         state = np.zeros(self.solver.quadratic.size, dtype=np.int8)
         state[support] = 1
         key = np.packbits(state).tobytes()
-        if key not in self.seen and self.solver.allowed.propagate(state):
+        if key not in self.seen and self.solver.allowed.holds(state):
             self.seen.add(key)
             value = self.solver.quadratic.solve(support)[1]
             self.found.append((value, support))
