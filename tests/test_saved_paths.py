@@ -124,6 +124,7 @@ def test_stopped_blocks_are_verified(limit: float, tmp_path: Path) -> None:
     save_proof(result, tmp_path / "file")
     report = verify(tmp_path / "file")
     assert report.lower <= enumerate_optimum(problem).objective <= report.upper
+    assert result.upper < problem.prune_all
     assert report.lower >= result.lower - 1e-6 * (problem.prune_all - problem.dense_minimum)
 
 

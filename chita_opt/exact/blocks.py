@@ -21,6 +21,7 @@ from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path import PathSolver
 from chita_opt.exact.path_checkpoint import PathCheckpoint
 from chita_opt.exact.result import BlockProof, TreeResult
+from chita_opt.heuristics import solve
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget
@@ -111,8 +112,8 @@ class Coupling:
 def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> TreeResult:
     """Solve a problem of blocks exactly, block by block, with exact coupling.
 
-    Every block gets a bound for every count first; then the counts in the bound's best split are
-    solved exactly until the bound reaches the incumbent.
+    The default heuristic finds first weights; every block gets a bound for every count; then the
+    counts in the bound's best split are solved exactly until the bound reaches the incumbent.
 
     Parameters
     ----------
@@ -138,6 +139,7 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
     checkpoint.restore()
     status, root = Status.OPTIMAL, None
     try:
+        _first_weights(problem, blocks, paths, clock)
         for path in paths:
             _first_bounds(path, options, clock)
             checkpoint.save()
@@ -166,6 +168,19 @@ def block_paths(blocks: list[tuple[slice, Problem]]) -> list[PathSolver]:
         path.upper[:] = path.problem.prune_all
         path.lower[:] = max(path.problem.dense_minimum, 0.0) - _slack(path.problem)
     return paths
+
+
+def _first_weights(
+    problem: Problem, blocks: list[tuple[slice, Problem]], paths: list[PathSolver], clock: Clock
+) -> None:
+    """Heuristic weights of the whole, each block's part under its own count."""
+    left = clock.remaining
+    found = solve(problem, time_limit=None if left is None else 0.25 * left)
+    for (s, block), path in zip(blocks, paths, strict=True):
+        part = Solution(block, found.w[s], found.method, Status.FEASIBLE)
+        path.learn(part.nnz, -np.inf, part)
+    if found.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 def _slack(problem: Problem) -> float:

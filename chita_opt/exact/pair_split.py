@@ -37,7 +37,7 @@ from chita_opt.exact.quadratic import FREE, Quadratic
 from chita_opt.problem import Problem
 from chita_opt.supports.base import Array
 
-MAX_PAIR_SIZE = 60  # weights: the semidefinite program takes about a minute there
+MAX_PAIR_SIZE = 60  # weights: building and solving its program takes ten seconds there
 _PAIRS = 190  # all pairs of 20 weights; of more weights those with the largest correlation
 _SMALL = 1e-9  # relative to the diagonal of H: entries below are none, diagonals above it
 _ROOM = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # shares of the split given up for its proof
@@ -77,23 +77,43 @@ class PairWitness:
         return coo_array((self.entries.T.ravel(), index), shape=(len(self.point), m))
 
 
-def pair_bound(problem: Problem) -> tuple[float, PairWitness] | None:
-    """The bound and its witness; None where the conic solver or the proof of the split fails.
+def check_size(problem: Problem) -> None:
+    """Refuse more weights than the semidefinite program can take.
 
     Raises
     ------
     ProblemError
-        If there are more weights than the semidefinite program can take.
+        Naming the limit.
     """
     if problem.p > MAX_PAIR_SIZE:
         raise ProblemError(
             f"the problem has {problem.p} weights; the bound 'pairs' solves a semidefinite program "
             f"and stops at {MAX_PAIR_SIZE}. Use strength='diagonal' or 'tree'"
         )
+
+
+def pair_bound(
+    problem: Problem, *, time_limit: float | None = None
+) -> tuple[float, PairWitness] | None:
+    """The bound and its witness; None where the conic solver or the proof of the split fails.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of at most ``MAX_PAIR_SIZE`` weights.
+    time_limit : float, optional
+        Seconds for the conic solver; building its model comes on top.
+
+    Raises
+    ------
+    ProblemError
+        If there are more weights than the semidefinite program can take.
+    """
+    check_size(problem)
     quadratic = Quadratic.of(problem)
     if not bool((quadratic.H.diagonal() > 0.0).all()) or problem.p < 2:
         return None
-    solved = _solve_relaxation(problem)
+    solved = _solve_relaxation(problem, time_limit)
     if solved is None:
         return None
     d, D, pairs, z = solved
@@ -105,7 +125,7 @@ def pair_bound(problem: Problem) -> tuple[float, PairWitness] | None:
 
 
 def _solve_relaxation(
-    problem: Problem,
+    problem: Problem, time_limit: float | None
 ) -> tuple[Array, Array, list[tuple[int, int]], Array] | None:
     """Split d, matrices D_T, their pairs and indicators z of the semidefinite program."""
     import cvxpy as cp
@@ -113,10 +133,11 @@ def _solve_relaxation(
     from chita_opt.formulations.pairs import pair_relaxation, strongest_pairs
 
     relaxation = pair_relaxation(problem, strongest_pairs(problem, _PAIRS))
+    limit = {} if time_limit is None else {"time_limit": time_limit}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an inaccurate solution is repaired, then proven
-            relaxation.model.solve(solver="CLARABEL")
+            relaxation.model.solve(solver="CLARABEL", **limit)
     except cp.SolverError:
         return None
     z = relaxation.z.value
@@ -217,4 +238,4 @@ def _value(problem: Problem, quadratic: Quadratic, witness: PairWitness) -> floa
     return lower - quadratic.rounding(value)
 
 
-__all__ = ["MAX_PAIR_SIZE", "PairWitness", "pair_bound"]
+__all__ = ["MAX_PAIR_SIZE", "PairWitness", "check_size", "pair_bound"]

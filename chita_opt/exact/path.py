@@ -28,7 +28,6 @@ from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget
 from chita_opt.supports.base import Array
 
-
 _CLOSED = 1.001  # a log's bound is lowered by rounding: closed up to this factor
 
 
@@ -131,7 +130,7 @@ class PathSolver:
         self.nodes += found.nodes
         self.tried.add(i)
         self._warm = tree.search.root_point or self._warm
-        self._learn(i, found.lower, found.solution)
+        self.learn(i, found.lower, found.solution)
         if isinstance(found.proof, TreeProof):
             known = self.proofs.get(i)
             if known is None or found.proof.cutoff > known.cutoff:
@@ -167,7 +166,7 @@ class PathSolver:
             return None
         return Solution(problem, torch.from_numpy(w), "path", Status.FEASIBLE)
 
-    def _learn(self, i: int, lower: float, solution: Solution) -> None:
+    def learn(self, i: int, lower: float, solution: Solution) -> None:
         """A bound holds for smaller counts, weights serve larger ones."""
         self.lower[: i + 1] = np.maximum(self.lower[: i + 1], lower)
         w = solution.w.cpu().numpy()

@@ -22,6 +22,7 @@ the log of the tree.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ from chita_opt.exact.branch_and_bound import MAX_SIZE, branch_and_bound
 from chita_opt.exact.lagrangian import block_lagrangian
 from chita_opt.exact.node import root_node
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.pair_split import PairWitness, pair_bound
+from chita_opt.exact.pair_split import PairWitness, check_size, pair_bound
 from chita_opt.exact.quadratic import FREE, Quadratic
 from chita_opt.exact.result import TreeResult
 from chita_opt.heuristics import solve
@@ -115,6 +116,8 @@ def lower_bound(
             f"the problem has {problem.p} weights; the bound {strength!r} forms dense matrices and "
             f"stops at {MAX_SIZE}. Use strength='dual'"
         )
+    if strength == "pairs":
+        check_size(problem)
     clock = Clock(time_limit)
     if strength in ("lagrangian", "tree"):
         if strength == "lagrangian":
@@ -134,11 +137,13 @@ def _by_one_point(
     if strength == "dual":
         bound = dual_bound(problem, start=start, time_limit=clock.remaining)
         return bound.value, bound, start
-    paired = pair_bound(problem) if strength == "pairs" else None
     start = start or solve(problem, time_limit=clock.remaining)
     bound = best_split_bound(problem, start, time_limit=clock.remaining)
-    if paired is not None and paired[0] > bound.value:
-        return *paired, start
+    if strength == "pairs" and not clock.expired:
+        with suppress(KeyboardInterrupt):  # the diagonal's bound is at hand
+            paired = pair_bound(problem, time_limit=clock.remaining)
+            if paired is not None and paired[0] > bound.value:
+                return *paired, start
     return bound.value, bound, start
 
 
@@ -164,7 +169,10 @@ def best_split_bound(
     if time_limit is not None:
         node_bound.stop = lambda: time.perf_counter() - begin >= time_limit
     scale = max(start.objective - problem.dense_minimum, 1e-300)
-    d, v = node_bound.ascend(start.objective, scale)
+    try:
+        d, v = node_bound.ascend(start.objective, scale)
+    except KeyboardInterrupt:
+        return fallback
     bound = _from_split(problem, d, v, time.perf_counter() - begin)
     return bound if bound.value > fallback.value else fallback
 
