@@ -152,7 +152,7 @@ def test_scales_and_devices(tmp_path: Path, columns: torch.Tensor) -> None:
         co.open_gradients(tmp_path / "A.npy", scale=0.0)
 
 
-@pytest.mark.parametrize("limit", [None, 120_000])
+@pytest.mark.parametrize("limit", [None, 22_000, 40_000, 120_000])
 def test_rows_of_a_net_into_a_file(tmp_path: Path, limit: int | None) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
     x, y = torch.randn(60, 1, 6, 6), torch.arange(60) % 5

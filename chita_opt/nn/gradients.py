@@ -18,6 +18,8 @@ from chita_opt.nn.row_computation import RowComputation
 from chita_opt.nn.row_engines import Loss
 from chita_opt.nn.sampling import RowChoice
 
+_WAITING = 1 << 30  # bytes of rows that wait to be written to a file, without a memory limit
+
 
 @dataclass(frozen=True, eq=False)
 class GradientRows:
@@ -152,8 +154,9 @@ def gradient_file(
     path : str or path
         File to write or replace.
     memory_limit : int, optional
-        Bytes of working memory: a chunk of rows, and what computing it takes (an estimate). Every
-        chunk visits the whole file once, so few large ones are faster.
+        Bytes of working memory: rows that wait to be written, a GB of them without a limit, and
+        what computing some takes (an estimate). The whole file is visited each time that rows are
+        written, so a large limit is faster.
 
     Returns
     -------
@@ -170,12 +173,17 @@ def gradient_file(
     with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
         p, n = layer_map.size, computation.source.rows
         chunk = computation.chunk(memory_limit, row=4 * p)
+        room = _WAITING if memory_limit is None else memory_limit - chunk * computation.row_bytes
+        room = min(n, max(chunk, room // (4 * p) // chunk * chunk))
+        block = _result(None, p, room, computation.device)
         with column_writer(path, p, n) as writer:
-            block = _result(None, p, chunk, computation.device)
             for start, count in computation.chunks(chunk):
-                computation.write(block[:, :count], progress)
-                computation.check(block[:, :count], start)
-                writer.write(start, block[:, :count])
+                place = start % room
+                computation.write(block[:, place : place + count], progress)
+                if place + count == room or start + count == n:
+                    rows_t = block[:, : place + count]
+                    computation.check(rows_t, start - place)
+                    writer.write(start - place, rows_t)
     return _rows(computation, MappedColumns(path).tensor)
 
 

@@ -43,6 +43,8 @@ class RowComputation:
         What computes them; replaced where the data turn out not to fit it.
     reason : str
         Why not a faster one.
+    row_bytes : int
+        Working memory of one row (an estimate).
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class RowComputation:
         if chosen.reason:
             _log.info("gradient rows by %s: %s", chosen.make.path, chosen.reason)
         self.engine: Engine = chosen.make(self._loss)
-        self.reason, self._row_bytes = chosen.reason, chosen.row_bytes
+        self.reason, self.row_bytes = chosen.reason, chosen.row_bytes
         self._batch: Batch | None = None
         self._done, self._total, self._fault = 0, 0.0, ""
 
@@ -86,10 +88,10 @@ class RowComputation:
         MemoryLimitError
             If not even one does.
         """
-        row += self._row_bytes
+        row += self.row_bytes
         work = max(_WORK_BYTES, min(_LINE * row, _MOST_BYTES))
         if memory_limit is not None:
-            work = min(work if held else memory_limit, memory_limit - held)
+            work = min(work, memory_limit - held)
             if row > work:
                 raise MemoryLimitError(
                     f"{self.source.rows} gradient rows of {self._map.size} weights need at least "
