@@ -136,14 +136,14 @@ class NodeBound:
         """Newton steps until the cutoff is reached or evidently will not be; the best (d, v)."""
         ascent, n, options = self.ascent, len(self.free), self.options
         assert ascent is not None
-        lower, best = self._value(), (ascent.d, ascent.v)
+        lower, best = self._value(), (ascent.d.copy(), ascent.v.copy())
         for _ in range(_MAX_STEPS):
             decrement = ascent.newton()
             if not np.isfinite(decrement):
                 break
             value = self._value()
             if value > lower:
-                lower, best = value, (ascent.d, ascent.v)
+                lower, best = value, (ascent.d.copy(), ascent.v.copy())
             if lower >= cutoff or (self.stop is not None and self.stop()):
                 break
             if decrement < 0.7 * n**0.5:  # centred
@@ -162,7 +162,7 @@ class NodeBound:
     def _save(self) -> None:
         a = self.ascent
         assert a is not None
-        self.saved = (a.d, a.z.copy(), a.nu, a.mu)
+        self.saved = (a.d.copy(), a.z.copy(), a.nu.copy(), a.mu)
 
     def _value(self) -> float:
         assert self.ascent is not None

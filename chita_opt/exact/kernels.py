@@ -1,6 +1,7 @@
-r"""Compiled loops of the split ascent: everything that is not a factorisation.
+r"""Compiled loops of the split ascent.
 
-Matrices are Fortran-ordered; of symmetric ones only the lower triangle is read or written.
+Matrices are Fortran-ordered; of symmetric ones only the lower triangle is read or written. The
+interpreter is released, so that threads can work on several nodes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from numba import njit
 from chita_opt.supports.base import Array
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def less_diagonal(H: Array, d: Array, S: Array) -> None:
     """Write the lower triangle of ``H - diag(d)`` into S."""
     n = len(d)
@@ -21,7 +22,7 @@ def less_diagonal(H: Array, d: Array, S: Array) -> None:
         S[j, j] -= d[j]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def smoothed_value(
     v: Array, b: Array, r: Array, d: Array, nu: Array, G: Array, h: Array, L: Array, mu: float
 ) -> float:
@@ -43,15 +44,15 @@ def smoothed_value(
     return value
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def local_model(
-    S: Array, Si: Array, v: Array, r: Array, d: Array, nu: Array, G: Array, h: Array, mu: float,
+    H: Array, Si: Array, v: Array, r: Array, d: Array, nu: Array, G: Array, h: Array, mu: float,
     K: Array, scalars: Array, side: Array, nu_block: Array, z: Array,
 ) -> None:  # fmt: skip
     """First and second derivatives in the coordinates (q, d, nu), q = dr - v dd.
 
     ``scalars`` rows: a, f, e', g_q, g_d. ``side`` holds g_q / a and P / a as columns, to be solved
-    with K = S + diag(1 / a). ``nu_block`` holds the nu-nu block and g_nu twice.
+    with K = H - diag(d) + diag(1 / a). ``nu_block`` holds the nu-nu block and g_nu twice.
     """
     n, m = len(d), len(nu)
     for a in range(m):
@@ -94,11 +95,11 @@ def local_model(
         nu_block[a, m + 1] = nu_block[a, m]
     for j in range(n):
         for i in range(j, n):
-            K[i, j] = S[i, j]
-        K[j, j] += 1.0 / scalars[0, j]
+            K[i, j] = H[i, j]
+        K[j, j] += 1.0 / scalars[0, j] - d[j]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def split_system(
     Si: Array, N: Array, mu: float, scalars: Array, side: Array, solved: Array,
     v: Array, r: Array, d: Array, G: Array, M: Array, rhs: Array, nu_block: Array,
@@ -124,7 +125,7 @@ def split_system(
             nu_block[c, m] -= P * solved[i, 0]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def newton_step(
     scalars: Array, side: Array, solved: Array, rhs: Array, answer: Array, N: Array, v: Array,
     nu_block: Array, d: Array, nu: Array, step_r: Array, step_d: Array, step_nu: Array,

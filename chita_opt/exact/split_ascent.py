@@ -21,13 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 
-from chita_opt.exact import kernels
+from chita_opt.exact.ascent_step import Rows, ascend_once, new_point, new_room, settle
+from chita_opt.exact.lapack_calls import CALLS
 from chita_opt.supports.base import Array
-
-
-_BACK = 0.6  # factor on a step that leaves the cone or does not gain
 
 
 @dataclass(eq=False)
@@ -75,86 +72,53 @@ class SplitAscent:
     """
 
     def __init__(self, reduced: Reduced, state: DualState) -> None:
-        self.node, self.d, self.r, self.nu = reduced, state.d, state.r, state.nu
-        self.mu, self.steps = state.mu, 0
-        n, m = len(self.d), len(self.nu)
-        self.n, self.m = n, m
-        new = lambda *shape: np.empty(shape, order="F")  # noqa: E731
-        self.S, self.K, self.M = new(n, n), new(n, n), new(n, n)
-        self.scalars, self.side, self.rhs = np.empty((6, n)), new(n, m + 1), new(n, m + 1)
-        self.nu_block = np.empty((m, m + 2))
-        self.z, self.work = np.empty(n), np.empty(n)
-        self.step = (np.empty(n), np.empty(n), np.empty(m))
-        self.L = new(n, n)
-        self.spread = np.empty(n)
-        self.interior = self._move(self.r, self.d)
+        self.node, self.mu, self.steps = reduced, state.mu, 0
+        n, m = len(state.d), len(state.nu)
+        self._rows = Rows(
+            np.asfortranarray(reduced.H),
+            np.ascontiguousarray(reduced.b),
+            np.ascontiguousarray(reduced.G),
+            np.ascontiguousarray(reduced.h),
+        )
+        self._room, self._point = new_room(n, m), new_point(n, m)
+        self.r[:], self.d[:], self.nu[:] = state.r, state.d, state.nu
+        self.interior = bool(settle(CALLS, self._rows, self._point, self._room.n_info))
 
-    def _move(self, r: Array, d: Array) -> bool:
-        """Factor H - diag(d) and solve for v; False where it is not positive definite."""
-        S = np.empty((self.n, self.n), order="F")
-        kernels.less_diagonal(self.node.H, d, S)
-        L, info = lapack.dpotrf(S, lower=1, clean=0)
-        if info != 0:
-            return False
-        v, _ = lapack.dpotrs(L, self.node.b - r, lower=1)
-        self._trial = (S, L, v)
-        return True
+    @property
+    def r(self) -> Array:
+        """The dual."""
+        return self._point.r
+
+    @property
+    def d(self) -> Array:
+        """The split."""
+        return self._point.d
+
+    @property
+    def nu(self) -> Array:
+        """The rows' multipliers."""
+        return self._point.nu
 
     @property
     def v(self) -> Array:
         """The solution of (H - diag d) v = b - r."""
-        return self._trial[2]
+        return self._point.v
 
-    def _value(self, r: Array, d: Array, nu: Array) -> float:
-        _, L, v = self._trial
-        node = self.node
-        return float(kernels.smoothed_value(v, node.b, r, d, nu, node.G, node.h, L, self.mu))
+    @property
+    def z(self) -> Array:
+        """Smoothed indicators, of the last step's start."""
+        return self._room.z
+
+    @property
+    def spread(self) -> Array:
+        """Diagonal of K^-1, of the last step's start."""
+        return np.asarray(self._room.N.diagonal())
 
     def newton(self) -> float:
-        """One damped Newton step at the present mu; the decrement over mu."""
-        node = self.node
-        S, L, v = self._trial
-        Si, _ = lapack.dpotri(L, lower=1)
-        kernels.local_model(
-            S, Si, v, self.r, self.d, self.nu, node.G, node.h, self.mu,
-            self.K, self.scalars, self.side, self.nu_block, self.z,
-        )  # fmt: skip
-        factor, info = lapack.dpotrf(self.K, lower=1, clean=0)
-        if info:
-            return np.nan
-        solved, _ = lapack.dpotrs(factor, self.side, lower=1)
-        N, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-        kernels.split_system(
-            Si, N, self.mu, self.scalars, self.side, solved, v, self.r, self.d, node.G,
-            self.M, self.rhs, self.nu_block,
-        )  # fmt: skip
-        factor, info = lapack.dpotrf(self.M, lower=1, clean=0)
-        if info:
-            return np.nan
-        answer, _ = lapack.dpotrs(factor, self.rhs, lower=1)
-        step_r, step_d, step_nu = self.step
-        decrement, longest = kernels.newton_step(
-            self.scalars, self.side, solved, self.rhs, answer, N, v, self.nu_block,
-            self.d, self.nu, step_r, step_d, step_nu, self.work,
-        )  # fmt: skip
+        """One damped Newton step at the present mu; the decrement over mu, nan if none gains."""
+        decrement, self.length = ascend_once(CALLS, self._rows, self._point, self.mu, self._room)
         self.steps += 1
-        self.spread = N.diagonal().copy()
-        old, held = self._value(self.r, self.d, self.nu), self._trial
-        length = min(1.0, 0.9 * longest)
-        for _ in range(30):
-            r = self.r + length * step_r
-            d = self.d + length * step_d
-            nu = self.nu + length * step_nu
-            if self._move(r, d):
-                new = self._value(r, d, nu)
-                if new >= old + 0.01 * length * decrement - 1e-13 * abs(old):
-                    self.r, self.d, self.nu = r, d, nu
-                    self.length = length
-                    self.value = new
-                    return decrement / self.mu
-            length *= _BACK
-        self._trial = held
-        return np.nan
+        return float(decrement / self.mu) if self.length > 0.0 else np.nan
 
     def scores(self) -> Array:
         """What keeping each weight gains at the present point, r^2 / 2d."""
