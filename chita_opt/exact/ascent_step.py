@@ -60,9 +60,7 @@ class Room(NamedTuple):
 
 def new_point(n: int, m: int) -> Point:
     """Room for a point."""
-    return Point(
-        np.empty(n), np.empty(n), np.empty(m), np.empty(n), np.empty((n, n), order="F")
-    )
+    return Point(np.empty(n), np.empty(n), np.empty(m), np.empty(n), np.empty((n, n), order="F"))
 
 
 def new_room(n: int, m: int) -> Room:
@@ -95,9 +93,7 @@ def value(rows: Rows, point: Point, mu: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def ascend_once(
-    calls: Any, rows: Rows, point: Point, mu: float, room: Room
-) -> tuple[float, float]:
+def ascend_once(calls: Any, rows: Rows, point: Point, mu: float, room: Room) -> tuple[float, float]:
     """Move ``point`` by a damped Newton step; its decrement and length, nan where it fails."""
     failed = (np.nan, 0.0)
     n, r, d, nu, v = len(point.d), point.r, point.d, point.nu, point.v

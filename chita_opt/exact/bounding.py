@@ -22,8 +22,8 @@ _MAX_STEPS = 60
 class AscentOptions:
     """When an ascent lowers its barrier, stops, and what it leaves to the children.
 
-    All are shares of the distance from the bound to the cutoff, against ``n mu``, about what the
-    barrier hides. Chosen on the named instances for the least work of whole trees.
+    Most are compared with ``n mu``, about what the barrier hides. Chosen on the named instances for
+    the least work of whole trees.
 
     Attributes
     ----------
@@ -40,14 +40,32 @@ class AscentOptions:
         Factor on mu.
     inward : float
         Factor on the inherited split, to lie strictly inside.
+    centred, finished : float
+        A point counts as centred where the Newton decrement over mu is below this times the root
+        of n; the second holds at the last mu, where only the bound matters.
+    branching : float
+        Branching looks at the last centre with ``n mu`` at least this share of the incumbent's
+        increase: nearer to the optimum the indicators say too little about the second choices.
     """
 
     enough: float = 0.6
-    coarse: float = 0.05
+    coarse: float = 0.02
     warm: float = 0.5
     warm_floor: float = 3e-3
     shrink: float = 0.3
-    inward: float = 0.999
+    inward: float = 0.93
+    centred: float = 0.5
+    finished: float = 3.0
+    branching: float = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """What branching looks at: dual v, diagonal of K^-1, smoothed indicators z."""
+
+    v: Array
+    spread: Array
+    z: Array
 
 
 class NodeBound:
@@ -83,6 +101,7 @@ class NodeBound:
         self.ascent = self._open()
         self.stop: Callable[[], bool] | None = None
         self.saved: tuple[Array, Array, Array, float] | None = None
+        self.centre: Centre | None = None
 
     # -- starts ---------------------------------------------------------------------------
 
@@ -134,7 +153,7 @@ class NodeBound:
 
     def ascend(self, cutoff: float, scale: float) -> tuple[Array, Array]:
         """Newton steps until the cutoff is reached or evidently will not be; the best (d, v)."""
-        ascent, n, options = self.ascent, len(self.free), self.options
+        ascent = self.ascent
         assert ascent is not None
         lower, best = self._value(), (ascent.d.copy(), ascent.v.copy())
         for _ in range(_MAX_STEPS):
@@ -146,18 +165,31 @@ class NodeBound:
                 lower, best = value, (ascent.d.copy(), ascent.v.copy())
             if lower >= cutoff or (self.stop is not None and self.stop()):
                 break
-            if decrement < 0.7 * n**0.5:  # centred
-                left, distance = ascent.mu * n, cutoff - lower
-                if self.saved is None or left > max(
-                    options.warm * distance, options.warm_floor * scale
-                ):
-                    self._save()
-                if left < max(min(options.enough * distance, options.coarse * scale), 1e-7 * scale):
-                    break
-                ascent.mu *= options.shrink
+            if self._settled(decrement, cutoff - lower, scale):
+                break
         if self.saved is None:
             self._save()
+        if self.centre is None:
+            self.centre = Centre(ascent.v, ascent.spread, ascent.z)
         return best
+
+    def _settled(self, decrement: float, distance: float, scale: float) -> bool:
+        """Where the point is centred, keep what is needed of it and lower mu; True at the end."""
+        ascent, options = self.ascent, self.options
+        assert ascent is not None
+        n = len(self.free)
+        left = ascent.mu * n
+        last = max(min(options.enough * distance, options.coarse * scale), 1e-7 * scale)
+        if not decrement < (options.finished if left < last else options.centred) * n**0.5:
+            return False
+        if self.centre is None or left >= options.branching * scale:
+            self.centre = Centre(ascent.v.copy(), ascent.spread.copy(), ascent.z.copy())
+        if self.saved is None or left > max(options.warm * distance, options.warm_floor * scale):
+            self._save()
+        if left < last:
+            return True
+        ascent.mu *= options.shrink
+        return False
 
     def _save(self) -> None:
         a = self.ascent

@@ -145,13 +145,12 @@ class NodeSolver:
         r"""Branching scores (p,): estimated gains of both children, multiplied.
 
         Out: forcing :math:`w_i=0` in the relaxation costs about :math:`v_i^2/2[K^{-1}]_{ii}`, K
-        its Hessian with the indicators eliminated. In: what :math:`1-z_i` displaces. The power
-        was chosen on trees of the named instances.
+        its Hessian with the indicators eliminated. In: what :math:`1-z_i` displaces.
         """
-        a = bound.ascent
-        assert a is not None
+        at = bound.centre
+        assert at is not None
         scores = np.zeros(self.quadratic.size)
-        scores[bound.free] = (a.v**2 / a.spread) ** 0.7 * (1.0 - a.z)
+        scores[bound.free] = at.v**2 / at.spread * (1.0 - at.z)
         return scores
 
     def _blind_scores(self) -> Array:
