@@ -20,14 +20,20 @@ from chita_opt.heuristics.alps import PenaltySchedule, Splitting
 from chita_opt.heuristics.incumbent import Incumbent, complete, keep_scores
 from chita_opt.heuristics.quotas import FIXED, RowQuotas
 from chita_opt.heuristics.row_counts import split_count
-from chita_opt.heuristics.row_systems import RowSystem, row_systems
+from chita_opt.heuristics.row_systems import (
+    WIDEST,
+    RowSystem,
+    has_layers,
+    row_systems,
+    widest_row,
+)
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 from chita_opt.supports import Budget
 from chita_opt.supports.base import Array
 
-SLOW = PenaltySchedule(first=0.02, growth=(1.05, 1.03, 1.02))
-"""A penalty that grows slowly: better supports for some three times the iterations."""
+SLOW = PenaltySchedule(first=0.02, growth=(1.1, 1.07, 1.04))
+"""A penalty that grows slowly: better supports for about twice the iterations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class RowSearch:
 
     walks: tuple[int, ...] = (16, 16)
     window: int = 8
-    rounds: int = 2
+    rounds: int = 1
     tol: float = 1e-5
 
 
@@ -102,6 +108,13 @@ def layerwise(
             if best.clock.expired:
                 break
     return best.finish("layerwise", status, stats=stats)
+
+
+def suits_layers(problem: Problem) -> bool:
+    """Whether the curvature is that of layers and :func:`layerwise` serves the problem."""
+    C = problem.curvature
+    ridge = float(problem.rho.min()) > 0.0
+    return has_layers(C) and widest_row(C) <= WIDEST and ridge and problem.supports.is_laminar
 
 
 def _first_support(
@@ -202,4 +215,4 @@ def _divide(rows: list[_Row], mask: Array) -> None:
         mask[row.index] = row.support(int(count))
 
 
-__all__ = ["SLOW", "RowSearch", "layerwise"]
+__all__ = ["SLOW", "RowSearch", "layerwise", "suits_layers"]

@@ -14,14 +14,14 @@ from chita_opt.heuristics.chita import chita
 from chita_opt.heuristics.coordinate_descent import coordinate_descent
 from chita_opt.heuristics.iht import iht
 from chita_opt.heuristics.iobs import iobs
-from chita_opt.heuristics.layerwise import layerwise
+from chita_opt.heuristics.layerwise import layerwise, suits_layers
 from chita_opt.heuristics.local_search import local_search
 from chita_opt.heuristics.magnitude import backsolve, magnitude
 from chita_opt.heuristics.mfac import mfac
 from chita_opt.heuristics.obc import obc
 from chita_opt.heuristics.portfolio import best
 from chita_opt.heuristics.relax_round import relax_round, relaxes_cheaply
-from chita_opt.heuristics.row_systems import WIDEST, has_layers, widest_row
+from chita_opt.heuristics.row_systems import WIDEST, widest_row
 from chita_opt.heuristics.wanda import wanda
 from chita_opt.heuristics.woodfisher import woodfisher
 from chita_opt.problem import Problem
@@ -119,7 +119,7 @@ def choose_method(problem: Problem) -> str:
 
     Where neither serves, the swaps; without a ridge chita.
     """
-    if has_layers(problem.curvature) and METHODS["layerwise"].serves(problem):
+    if suits_layers(problem):
         return "layerwise"
     if relaxes_cheaply(problem):
         return "relax_round"

@@ -112,23 +112,31 @@ class RowWindow:
 
 
 def _swept(system: RowSystem, inside: Array) -> Tensor:
-    """V from M where few weights are kept, from its inverse where few are pruned."""
-    M, d = system.M, len(inside)
-    T, O = (torch.from_numpy(np.flatnonzero(side)) for side in (inside, ~inside))  # noqa: E741
-    V = M.new_empty(d, d)
-    if 2 * len(T) <= d:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(M[T[:, None], T]))
-        MTO = M[T[:, None], O]
-        B = inverse @ MTO
-        schur = M[O[:, None], O].addmm_(MTO.T, B, alpha=-1.0)
+    """V from M where few weights are kept, from its inverse where few are pruned.
+
+    Formed in the order kept, pruned and put back at the end: blocks are then slices.
+    """
+    order = torch.from_numpy(np.argsort(~inside, kind="stable"))
+    n, d = int(inside.sum()), len(inside)
+    V = torch.empty(d, d, dtype=torch.float64)
+    if 2 * n <= d:
+        M = _ordered(system.M, order)
+        inverse = _inverse(M[:n, :n])
+        B = inverse @ M[:n, n:]
+        schur = M[n:, n:].addmm_(M[n:, :n], B, alpha=-1.0)
     else:
-        P = system.inverse
-        schur = torch.cholesky_inverse(torch.linalg.cholesky(P[O[:, None], O]))
-        PTO = P[T[:, None], O]
-        B = -(PTO @ schur)
-        inverse = P[T[:, None], T].addmm_(PTO, B.T)
-    V[T[:, None], T] = -inverse
-    V[T[:, None], O] = B
-    V[O[:, None], T] = B.T
-    V[O[:, None], O] = schur
-    return V
+        P = _ordered(system.inverse, order)
+        schur = _inverse(P[n:, n:])
+        B = -(P[:n, n:] @ schur)
+        inverse = P[:n, :n].addmm_(B, P[n:, :n])
+    V[:n, :n], V[:n, n:] = -inverse, B
+    V[n:, :n], V[n:, n:] = B.T, schur
+    return _ordered(V, order.argsort())
+
+
+def _ordered(A: Tensor, order: Tensor) -> Tensor:
+    return A.index_select(0, order).index_select(1, order)
+
+
+def _inverse(A: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(A))
