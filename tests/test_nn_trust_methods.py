@@ -321,13 +321,31 @@ def test_refine_refuses_nonsense() -> None:
 def test_a_trusted_stage_takes_the_lowest_of_its_supports() -> None:
     model, _, held = setting()
     common = {"sparsity": 0.9, "stages": 3, "rows": 40, "batch_size": 4, "ridge": 0.01}
-    staged = prune_in_stages(model, LOSS, samples(), method=TrustedStep(held), **common)
+    staged = prune_in_stages(
+        model, LOSS, samples(), method=TrustedStep(held, late_step=1.0), **common
+    )
     assert staged.nnz == 16
     rows = [row.notes for row in staged.stages]
     assert rows[0]["candidates"] == 1 and rows[-1]["candidates"] > 1
     assert rows[-1]["held_out_loss"] == pytest.approx(held.loss(staged.w), rel=1e-5)
     with pytest.raises(ProblemError, match="at least one"):
         TrustedStep(held, scores=())
+    with pytest.raises(ProblemError, match="late_step is 0"):
+        TrustedStep(held, late_step=0.0)
+
+
+def test_late_stages_go_part_of_the_way() -> None:
+    model, _, held = setting()
+    common = {"sparsity": 0.5, "stages": 1, "rows": 40, "batch_size": 4, "ridge": 0.01}
+    far, near = (
+        prune_in_stages(
+            model, LOSS, samples(), method=TrustedStep(held, late_step=s, late_share=1.0), **common
+        ).w
+        for s in (1.0, 0.25)
+    )
+    dense = select_layers(model).weights(model)
+    expected = torch.where(far != 0, dense + 0.25 * (far - dense), 0.0)
+    assert torch.allclose(near, expected, atol=1e-6)
 
 
 def test_stages_hold_samples_out_by_default() -> None:

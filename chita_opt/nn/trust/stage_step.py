@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from chita_opt.errors import ProblemError
 from chita_opt.nn.stages.state import Note, StageAnswer, StageState
 from chita_opt.nn.trust.calibration import HeldOut
@@ -27,15 +29,25 @@ class TrustedStep:
         The supports that compete.
     above : float
         Sparsity of a stage above which they do.
+    late_step, late_share : float
+        In the last share of the stages the kept weights go only so far of the way to the minimiser:
+        there the noise of a stage's gradients outweighs what is left to gain.
     """
 
     held_out: HeldOut = field(repr=False)
     scores: tuple[Score, ...] = STAGED
     above: float = 0.85
+    late_step: float = 0.5
+    late_share: float = 0.375
 
     def __post_init__(self) -> None:
         if not self.scores:
             raise ProblemError("no scores were given; a stage needs at least one")
+        if not 0.0 < self.late_step <= 1.0 or not 0.0 <= self.late_share <= 1.0:
+            raise ProblemError(
+                f"late_step is {self.late_step}, late_share {self.late_share}; give a step in "
+                "(0, 1] and a share in [0, 1]"
+            )
 
     def __call__(self, state: StageState) -> StageAnswer:
         """Choose support and weights of one stage."""
@@ -43,12 +55,16 @@ class TrustedStep:
         masks = supports_by(state.problem, state.layer_map, scores)
         candidates = solved_on(state.problem, masks, self.held_out)
         best = lowest(candidates)
+        w = best.w
+        if state.stage >= state.stages - int(self.late_share * state.stages):
+            way = state.weights + self.late_step * (w - state.weights)
+            w = torch.where(w != 0, way, 0.0)
         notes: dict[str, Note] = {
             "support": best.name,
             "held_out_loss": best.loss,
             "candidates": len(candidates),
         }
-        return StageAnswer(best.w, notes)
+        return StageAnswer(w, notes)
 
 
 __all__ = ["TrustedStep"]
