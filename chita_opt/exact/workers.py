@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import heapq
 import signal
 import time
@@ -138,6 +139,7 @@ def _load(solver: NodeSolver) -> None:
     torch.set_num_threads(1)
     _compile()
     _desks[:] = [_Desk(solver)]
+    gc.freeze()  # loky collects garbage every second, which over all of torch takes 0.1 s
 
 
 def _compile() -> None:
