@@ -55,10 +55,11 @@ wheel: $(STAMP)
 	cd / && "$(CURDIR)/.wheel/bin/python" -I "$(CURDIR)/tests/installed_wheel.py"
 	cd / && "$(CURDIR)/.wheel/bin/chita-opt" --version
 
-# the last three need reference data: CHITA_OPT_DATA
+# all but the first and random_exact need reference data: CHITA_OPT_DATA
 bench: $(STAMP)
 	$(BIN)/python benchmarks/small_problems.py
 	$(BIN)/python benchmarks/official_chita.py
+	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/whole_network.py
 	$(BIN)/python benchmarks/formulations.py
 	$(BIN)/python benchmarks/random_exact.py

@@ -41,12 +41,24 @@ def report(
     name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], note: str = ""
 ) -> None:
     """Print a table of some columns and write all of them as JSON."""
+    show(name, rows, columns, note)
+    save(name, rows, note)
+
+
+def show(
+    name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], note: str = ""
+) -> None:
+    """Print a table of some columns."""
     table = Table(title=name, caption=note, show_lines=False)
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(_show(row.get(c)) for c in columns))
     Console(width=200).print(table)
+
+
+def save(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
+    """Write all columns as JSON."""
     RESULTS.mkdir(exist_ok=True)
     content = {"name": name, "note": note, "machine": _machine(), "rows": list(rows)}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -208,7 +208,8 @@ def test_medium_problems_with_float32_data(name: str) -> None:
 
 
 def test_the_default_is_the_best_here() -> None:
-    values = {name: solve(medium(), name).objective for name in METHODS}
+    others = [name for name in METHODS if name != "best"]  # which begins with more of the same
+    values = {name: solve(medium(), name).objective for name in others}
     best = min(values.values())
     assert values["relax_round"] <= best * (1.0 + 2e-3)
     assert certify(solve(medium())).relative_gap <= 0.02

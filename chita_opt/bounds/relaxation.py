@@ -57,6 +57,8 @@ class RelaxationOptions:
         the start is already close.
     incumbent : float
         A known objective: what is left to gain may also be a small share of the gap to it.
+    share : float or None
+        That share; None for 600 times ``tol``, at most 2 %.
     enough : float
         A proximal problem counts as solved when the Newton decrement is this share of what is left
         to gain: more digits there would be lost again when the smoothing shrinks.
@@ -72,6 +74,7 @@ class RelaxationOptions:
     smoothing: float = 1.0
     slack: float = 1.0
     incumbent: float = float("inf")
+    share: float | None = None
     enough: float = 0.5
 
 
@@ -239,7 +242,8 @@ class _Ascent:
         """What is not worth another step."""
         small, incumbent = self.options.tol * (self.scale or abs(self.state.best)), 0.0
         if self.options.incumbent < float("inf"):
-            share = min(_WORTH * self.options.tol, 0.02)
+            share = self.options.share
+            share = min(_WORTH * self.options.tol, 0.02) if share is None else share
             incumbent = share * (self.options.incumbent - self.state.best)
         return max(small, incumbent)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
 from chita_opt.bounds.splits import safe_split
@@ -13,6 +13,7 @@ from chita_opt.certificates.certificate import Certificate, certify
 from chita_opt.curvature import LowRank
 from chita_opt.errors import ProblemError
 from chita_opt.heuristics import THOROUGH, choose_method, solve
+from chita_opt.heuristics.portfolio import WITH_ROUNDINGS
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
@@ -28,7 +29,7 @@ class Effort:
     Attributes
     ----------
     method : str
-        A name of ``METHODS``, or "auto".
+        A name of ``METHODS``, or "auto"; "best" leaves to the bound what it does not need.
     time_limit : float or None
         Seconds over method, bound and the certificate's own arithmetic, which is foreseen from one
         measured product: the method gets half of the rest, the bound what then is left.
@@ -119,9 +120,10 @@ def run_method(
 ) -> Solution:
     """Call ``solve`` with what the method understands of ``effort``."""
     name = choose_method(problem) if effort.method == "auto" else effort.method
-    more = {}
-    if name == "relax_round":
-        more["effort"] = replace(THOROUGH, memory_limit=effort.memory_limit)
+    more: dict[str, Any] = {}
+    care = {"relax_round": THOROUGH, "best": WITH_ROUNDINGS}
+    if name in care:
+        more["effort"] = replace(care[name], memory_limit=effort.memory_limit)
     return solve(problem, name, start=start, time_limit=time_limit, seed=effort.seed, **more)
 
 

@@ -60,6 +60,8 @@ class Row:
         Weights kept.
     accuracy : float or None
         Test accuracy in percent.
+    passes : float or None
+        Of the method: its seconds over those of one pass over the data (A x and A'y).
     """
 
     budget: str
@@ -70,6 +72,7 @@ class Row:
     seconds: float
     nnz: int
     accuracy: float | None = None
+    passes: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,7 @@ class Comparison:
                     seconds=s.seconds,
                     nnz=s.nnz,
                     accuracy=accuracy,
+                    passes=s.passes(),
                 )
             )
         return rows
@@ -194,7 +198,7 @@ def check_methods(methods: Sequence[str]) -> list[str]:
 def print_rows(title: str, rows: Sequence[Row]) -> None:
     """The table of a comparison; a line between budgets."""
     measured = any(row.accuracy is not None for row in rows)
-    columns = ["method", "objective", "lower bound", "gap", "seconds", "kept"]
+    columns = ["method", "objective", "lower bound", "gap", "seconds", "passes", "kept"]
     if measured:
         columns.insert(1, "accuracy")
     several = len({row.budget for row in rows}) > 1
@@ -210,6 +214,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
             number(row.lower),
             percent(row.gap),
             f"{row.seconds:.2f}",
+            "-" if row.passes is None else f"{row.passes:.3g}",
             f"{row.nnz:,}",
         ]
         if measured:

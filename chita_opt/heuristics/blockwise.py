@@ -11,7 +11,7 @@ from chita_opt.curvature import without_coupling
 from chita_opt.heuristics.coordinate_descent import sweep
 from chita_opt.heuristics.iht import IhtPoint
 from chita_opt.heuristics.incumbent import Incumbent
-from chita_opt.heuristics.magnitude import one_step_support
+from chita_opt.heuristics.magnitude import simple_supports
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
@@ -29,8 +29,9 @@ def blockwise(
     r"""Solve every block of consecutive weights alone, then put the answers together.
 
     CHITA's solver for large networks (ICML 2023, §3.3 and the released ``Heuristic_LSBlock``): the
-    blocks' budgets are what the magnitude support (the one-step support with a linear term) keeps
-    in them, and the backsolve of a block does not see the others. Only the columns of one block
+    blocks' budgets are what the magnitude support keeps in them (with a linear term also that of
+    :func:`simple_supports`, if it ends lower), and the backsolve of a block does not see the
+    others. Only the columns of one block
     are held in float64 at a time.
 
     Blocks that each gain the whole linear term for themselves gain it many times together: with a
@@ -53,20 +54,22 @@ def blockwise(
     best = Incumbent(problem, time_limit, start)
     stats: dict[str, object] = {}
     with best.until_interrupt():
-        mask = start.mask if start is not None else one_step_support(problem)
         model = without_coupling(problem.curvature, block)
-        w = model.support_solver(problem.separable, mask).weights
+        size = max(b.size for b in model.blocks)
         stats["blocks"] = len(model.blocks)
-        if not as_published:
-            w, stats["step"] = _shortened(problem, mask, w)
-        point = IhtPoint.at(problem, w)
-        best.offer(point.w, point.value)
-        size = max(model.offsets[i + 1] - model.offsets[i] for i in range(len(model.blocks)))
-        for _ in range(0 if as_published else sweeps):
-            if best.clock.expired:
-                break
-            sweep(problem, point, mask.nonzero().squeeze(1), size)
+        for mask in simple_supports(problem) if start is None else [start.mask]:
+            w = model.support_solver(problem.separable, mask).weights
+            if not as_published:
+                w, stats["step"] = _shortened(problem, mask, w)
+            point = IhtPoint.at(problem, w)
             best.offer(point.w, point.value)
+            for _ in range(0 if as_published else sweeps):
+                if best.clock.expired:
+                    break
+                sweep(problem, point, mask.nonzero().squeeze(1), size)
+                best.offer(point.w, point.value)
+            if as_published or best.clock.expired:
+                break
     return best.finish("blockwise", Status.FEASIBLE, stats=stats, backsolve=False)
 
 

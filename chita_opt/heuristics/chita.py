@@ -15,9 +15,12 @@ from chita_opt.heuristics.iht import (
     thresholded_step,
 )
 from chita_opt.heuristics.incumbent import Incumbent
+from chita_opt.heuristics.local_search import SearchOptions, improve
 from chita_opt.heuristics.magnitude import one_step_support
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
+
+_ROUNDS = 10  # times the active set may grow
 
 
 def chita(
@@ -27,16 +30,17 @@ def chita(
     time_limit: float | None = None,
     seed: int = 0,
     starts: int = 1,
-    max_rounds: int = 10,
     widen: float = 1.5,
     descent: Descent | None = None,
+    exchanges: int = 40,
 ) -> Solution:
     """CHITA's single stage (ICML 2023, §3.2): IHT on an active set that grows, then a backsolve.
 
     The first active set is the support of a gradient step and its runners-up, ``widen`` times the
     budget in all. When the iteration has settled there, a step over all weights shows which
-    others would enter; they join and it is repeated. Unlike the published code, no weight is
-    dropped beforehand and the last solve is exact to float64.
+    others would enter; they join and it is repeated (ten times at most). Unlike the published
+    code, no weight is dropped beforehand, the last solve is exact to float64, and some exact
+    exchanges follow.
 
     Parameters
     ----------
@@ -46,12 +50,13 @@ def chita(
         Of the random starts.
     starts : int
         Supports to begin from: ``start``'s or the one-step support, then random stratified ones.
-    max_rounds : int
-        Times the active set may grow.
     widen : float
         Size of the first active set over the budget, >= 1.
     descent : Descent, optional
         Steps on each active set (100 unless given), accuracy and momentum.
+    exchanges : int
+        Exact exchanges at the end, which the published method lacks; 0 for none, as where some
+        rho is zero.
     """
     descent = descent or Descent(max_iter=100)
     best = Incumbent(problem, time_limit, start)
@@ -61,11 +66,13 @@ def chita(
         for w in first_points(problem, start, first, starts, seed):
             point = IhtPoint.at(problem, w)
             best.offer(point.w, point.value)
-            settled, count = _grow(problem, point, best, max_rounds, widen, descent)
+            settled, count = _grow(problem, point, best, widen, descent)
             solve_end(problem, point, best, starts)
             status, rounds = Status.STATIONARY if settled else status, rounds + count
             if best.clock.expired:
                 break
+        if exchanges and float(problem.rho.min()) > 0.0 and not best.clock.expired:
+            _exchange(problem, best, exchanges)
     return best.finish("chita", status, stats={"rounds": rounds})
 
 
@@ -73,13 +80,12 @@ def _grow(
     problem: Problem,
     point: IhtPoint,
     best: Incumbent,
-    max_rounds: int,
     widen: float,
     descent: Descent,
 ) -> tuple[bool, int]:
     """Descend on growing active sets; (whether nothing more would enter, rounds)."""
     active = _widened(problem, point.w != 0, widen)
-    for count in range(1, max_rounds + 1):
+    for count in range(1, _ROUNDS + 1):
         descend(problem, point, best, active.nonzero().squeeze(1), descent)
         if best.clock.expired:
             return False, count
@@ -89,7 +95,14 @@ def _grow(
         if not bool(entered.any()):
             return True, count
         active |= entered
-    return False, max_rounds
+    return False, _ROUNDS
+
+
+def _exchange(problem: Problem, best: Incumbent, count: int) -> None:
+    """One round of exact exchanges from the best support."""
+    solver = problem.curvature.support_solver(problem.separable, best.w != 0, exact=False)
+    best.offer(solver.weights, solver.value)
+    improve(problem, solver, SearchOptions(candidates=160, max_rounds=1, max_swaps=count), best)
 
 
 def _widened(problem: Problem, mask: Tensor, widen: float) -> Tensor:

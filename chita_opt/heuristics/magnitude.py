@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chita_opt.heuristics.iht import IhtPoint, active_gradient, thresholded_step
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
+
+_STEPS = 2  # of thresholding, after which supports change little
 
 
 def magnitude(
@@ -37,15 +40,40 @@ def backsolve(
 ) -> Solution:
     r"""CHITA-BSO: the magnitude support, then the weights solved exactly on it.
 
-    With a linear term the support is that of one gradient step from the dense weights with the
-    exact line search on the magnitude support (CHITA, ICML 2023, §3; the released code's
-    ``prune_ls``). Given a ``start``, its support is taken instead.
+    With a linear term it is the best of :func:`simple_supports`. (The released ``prune_ls`` takes
+    a gradient step there and then keeps the magnitude support whenever the largest entry lies in
+    it, though the smallest one decides.) Given a ``start``, its support is taken instead.
     """
     best = Incumbent(problem, time_limit, start)
-    mask = start.mask if start is not None else one_step_support(problem)
-    solver = problem.curvature.support_solver(problem.separable, mask)
-    best.offer(solver.weights, solver.value)
-    return best.finish("backsolve", Status.FEASIBLE, solver=solver)
+    winner = None
+    for mask in simple_supports(problem) if start is None else [start.mask]:
+        solver = problem.curvature.support_solver(problem.separable, mask)
+        if best.offer(solver.weights, solver.value) or winner is None:
+            winner = solver
+        if best.clock.expired:
+            break
+    return best.finish("backsolve", Status.FEASIBLE, solver=winner)
+
+
+def simple_supports(problem: Problem) -> list[Tensor]:
+    """Supports that cost a pass or two: the magnitude support and, with a linear term, others.
+
+    These are that of one gradient step from the dense weights with the exact line search on the
+    magnitude support (CHITA, ICML 2023, §3), that of a few thresholding steps from the pruned
+    dense weights (the released block solver steps again in each block), and the magnitude support
+    of weights that the data see, should some column of the curvature be zero.
+    """
+    found = [problem.supports.best_support(problem.scores)]
+    if bool(problem.g.any()):
+        found.append(one_step_support(problem))
+        point = IhtPoint.at(problem, torch.where(found[0], problem.w_bar, 0.0))
+        for _ in range(_STEPS):
+            thresholded_step(problem, point, active_gradient(problem, point, None))
+        found.append(point.w != 0)
+        live = problem.curvature.diagonal() > 0.0
+        if not bool(live.all()):
+            found.append(problem.supports.best_support(problem.scores * live))
+    return [m for i, m in enumerate(found) if not any(m.equal(other) for other in found[:i])]
 
 
 def one_step_support(problem: Problem) -> Tensor:

@@ -11,16 +11,15 @@ import torch
 from chita_opt.heuristics.chita import chita
 from chita_opt.heuristics.incumbent import check_start, complete
 from chita_opt.heuristics.iobs import iobs
-from chita_opt.heuristics.layerwise import layerwise
+from chita_opt.heuristics.layerwise import layerwise, suits_layers
 from chita_opt.heuristics.local_search import choose_candidates, local_search
 from chita_opt.heuristics.magnitude import backsolve
 from chita_opt.heuristics.mfac import mfac
 from chita_opt.heuristics.relax_round import THOROUGH, RoundingOptions, relax_round, relaxes_cheaply
-from chita_opt.heuristics.row_systems import WIDEST, has_layers, widest_row
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status, Trace
 
-_ROUNDINGS = 12  # random ones of the relaxation
+WITH_ROUNDINGS = replace(THOROUGH, roundings=12)
 _NEAR = 0.05  # relative distance to the incumbent within which an answer is polished
 _CANDIDATES = 600  # least certain weights, of which a kick exchanges some
 _LEAST, _MOST = 0.02, 0.1  # share of them
@@ -32,19 +31,19 @@ def best(
     start: Solution | None = None,
     time_limit: float | None = None,
     seed: int = 0,
-    effort: RoundingOptions | None = None,
+    effort: RoundingOptions = WITH_ROUNDINGS,
     gap: float = 1e-5,
     patience: int = 6,
 ) -> Solution:
     """The portfolio: several methods, the best answer polished by swaps, kicks, again.
 
     First a backsolve, so that there is an answer after the shortest time. Then the relaxation's
-    rounding (of layers, the layer-wise method), M-FAC's path, the preconditioned thresholding and CHITA, each followed by the
-    exchange search where it comes near the incumbent. Then kicks: random exchanges among the least
-    certain weights of the incumbent, followed by the exchange search. It ends at the time limit,
-    after ``patience`` kicks without a gain, or once the relaxation's value is within ``gap``. The
-    seconds that it leaves are the caller's: ``solve_certified`` spends them on the bound, which
-    starts from the relaxation's point.
+    rounding (of layers, the layer-wise method), M-FAC's path, the preconditioned thresholding and
+    CHITA, each followed by the exchange search where it comes near the incumbent. Then kicks:
+    random exchanges among the least certain weights of the incumbent, followed by the exchange
+    search. It ends at the time limit, after ``patience`` kicks without a gain, or once the
+    relaxation's value is within ``gap``. The seconds that it leaves are the caller's:
+    ``solve_certified`` spends them on the bound, which starts from the relaxation's point.
 
     Parameters
     ----------
@@ -54,8 +53,8 @@ def best(
         Seconds over everything; without one, patience ends it.
     seed : int
         Of the roundings and kicks.
-    effort : RoundingOptions, optional
-        Care of the relaxation and its rounding; thorough with random roundings unless given.
+    effort : RoundingOptions
+        Care of the relaxation and its rounding.
     gap : float
         Relative distance to the relaxation's value (at the data's precision) that is enough.
     patience : int
@@ -68,7 +67,6 @@ def best(
         if start is not None:
             run.incumbent = start
             run.take(start, 0.0)
-        effort = effort or replace(THOROUGH, roundings=_ROUNDINGS)
         for method, polished in _members(problem, seed, effort):
             run.call(method, polished)
             if run.finished:
@@ -86,8 +84,7 @@ def _members(
     if not float(problem.rho.min()) > 0.0:  # exchanges may meet singular supports
         return [(backsolve, False), (chita, False)]
     members: list[tuple[Callable[..., Solution], bool]] = [(backsolve, False)]
-    C, laminar = problem.curvature, problem.supports.is_laminar
-    if has_layers(C) and laminar and widest_row(C) <= WIDEST:
+    if suits_layers(problem):
         members.append((layerwise, True))
     if relaxes_cheaply(problem):
         members.append((partial(relax_round, seed=seed, effort=effort), True))

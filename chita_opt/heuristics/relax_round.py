@@ -45,6 +45,8 @@ class RoundingOptions:
     ----------
     tol : float
         Relative accuracy of the relaxation.
+    share : float
+        What it may be short of as a share of its distance to the first answer, if that is more.
     slack : float
         How far from stationary the dual point may be, in units of ``tol``; a rounding needs the
         digits of the value more.
@@ -60,13 +62,14 @@ class RoundingOptions:
         Bytes for the relaxation's Newton system.
     """
 
-    tol: float = 3e-2
-    slack: float = 5.0
+    tol: float = 3e-4
+    share: float = 0.05
+    slack: float = 2.0
     enough: float = 1.3
     roundings: int = 0
     max_rounds: int = 1
-    candidates: int = 160
-    max_swaps: int = 40
+    candidates: int = 400
+    max_swaps: int = 400
     swap_tol: float = 1e-5
     memory_limit: float = 4e9
 
@@ -74,7 +77,14 @@ class RoundingOptions:
 FAST = RoundingOptions()
 """An answer mostly within a percent of the best known one."""
 THOROUGH = RoundingOptions(
-    tol=3e-4, slack=1.0, enough=0.5, max_rounds=2, candidates=600, max_swaps=2000, swap_tol=1e-7
+    tol=3e-4,
+    share=0.0,
+    slack=1.0,
+    enough=0.5,
+    max_rounds=2,
+    candidates=600,
+    max_swaps=2000,
+    swap_tol=1e-7,
 )
 """What a certificate deserves, at about twice the time."""
 _EFFORTS = {"fast": FAST, "thorough": THOROUGH}
@@ -207,6 +217,8 @@ def _relax(
             slack=options.slack,
             enough=options.enough,
             memory_limit=options.memory_limit,
+            incumbent=best.value,
+            share=options.share,
             smoothing=0.5 if int(mask.sum()) > _WIDE * problem.curvature.image_size else 1.0,
         ),
         clock=Clock(best.clock.remaining),
