@@ -63,9 +63,11 @@ def solve(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     supports = co.Budget.cardinality(p, p - int(options.sparsity * p))
     problem = co.from_gradients(curvature, w_bar, ridge=options.ridge, supports=supports)
     pass_time = curvature.pass_seconds
+    print(f"one pass {pass_time:.2f} s, {peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
     begin = time.perf_counter()
     solution = co.solve(problem)
     solved = time.perf_counter() - begin
+    print(f"{solution}, {peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
     begin = time.perf_counter()
     bound = co.dual_bound(problem, start=solution)
     bounded = time.perf_counter() - begin
