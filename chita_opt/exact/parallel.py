@@ -56,6 +56,7 @@ class Crew:
         self.deaths = self.nodes = 0
         self._begin = np.inf
         self._rate = 0.0  # seconds a node takes
+        self._own = 0  # nodes begun here and not counted yet
 
     @property
     def stats(self) -> dict[str, float]:
@@ -92,8 +93,9 @@ class Crew:
         self.workers = []
 
     def _step(self) -> None:
-        begin = self.clock.elapsed
+        begin, self._own = self.clock.elapsed, 1
         self.search.step(self._urgent)
+        self._own = 0
         self._learn(self.clock.elapsed - begin, 1)
 
     def _learn(self, seconds: float, nodes: int) -> None:
@@ -109,7 +111,7 @@ class Crew:
         if self.options.node_limit is None:
             return 2**31
         away = sum(worker.given.most for worker in self.workers if worker.given is not None)
-        return self.options.node_limit - self.search.nodes - away
+        return self.options.node_limit - self.search.nodes - away - self._own
 
     def _stop(self) -> bool:
         """Asked between nodes: serve the workers unless a limit has come."""
