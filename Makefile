@@ -64,6 +64,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/formulations.py
 	$(BIN)/python benchmarks/random_exact.py
 	$(BIN)/python benchmarks/exact_instances.py
+	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/larger_than_memory.py
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
