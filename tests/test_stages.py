@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chita_opt import from_gradients
 from chita_opt.errors import DataError, MethodError, ProblemError, SupportError
 from chita_opt.heuristics import backsolve
 from chita_opt.nn import load_weights, prune, select_layers
 from chita_opt.nn.stages import (
+    BlockRounds,
     Refit,
     Solve,
     StageAnswer,
@@ -83,7 +85,7 @@ def test_every_stage_starts_at_the_weights_before_and_the_last_keeps_k() -> None
 
 def test_one_stage_is_the_single_quadratic_problem() -> None:
     options = {"rows": 20, "batch_size": 4, "ridge": 0.05, "first_order": "1/m"}
-    one = run(stages=1, method=Refit("step", exact=True))
+    one = run(stages=1, method="backsolve")
     whole = prune(
         net(), functional.cross_entropy, samples(), sparsity=0.75, method="backsolve",
         certify=False, **options,
@@ -267,6 +269,41 @@ def test_wrong_options_are_named(
 def test_wrong_scores_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(MethodError, match=str(next(iter(change.values())))):
         Refit(**change)
+
+
+@pytest.mark.parametrize("support", ["cardinality", "2:4", "layer"])
+def test_rounds_of_blocks_keep_to_the_family(support: str) -> None:
+    change: dict[str, Any] = {"scope": "layer"} if support == "layer" else {}
+    family = "cardinality" if support == "layer" else support
+    result = run(stages=1, first_order=0.0, method="blocks", support=family, **change)
+    assert result.nnz == 32
+
+
+def test_one_round_of_one_block_is_the_exact_minimiser() -> None:
+    torch.manual_seed(0)
+    layers = select_layers(nn.Linear(12, 1))
+    rows, w = torch.randn(6, 12), torch.randn(12, dtype=torch.float64)
+    problem = from_gradients(rows, w, ridge=0.1, supports=Budget.cardinality(12, 5))
+    found = BlockRounds(rounds=1, layer_power=0.0).solve(problem, layers)
+    assert found.allclose(backsolve(problem).w, atol=1e-9)
+
+
+def test_more_rounds_lower_the_objective_of_coupled_weights() -> None:
+    torch.manual_seed(0)
+    layers = select_layers(nn.Linear(60, 1))
+    factor = torch.randn(60, 60) / 8.0 + torch.eye(60)
+    w = torch.randn(60, dtype=torch.float64)
+    supports = Budget.cardinality(60, 12)
+    problem = from_gradients(torch.randn(200, 60) @ factor, w, ridge=0.01, supports=supports)
+    values = [
+        problem.objective(BlockRounds(rounds=rounds).solve(problem, layers)) for rounds in (1, 8)
+    ]
+    assert values[1] < values[0]
+
+
+def test_blocks_refuse_a_linear_term() -> None:
+    with pytest.raises(MethodError, match="first_order=0"):
+        run(method="blocks")
 
 
 def test_layer_scaling_is_by_the_live_weights() -> None:

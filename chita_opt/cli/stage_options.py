@@ -57,8 +57,9 @@ stage_options = (
 measuring_options = o.measuring_options(("gradients", "sampled"), 16, "1/m")
 method_option = click.option(
     "--method",
-    type=click.Choice(("fast", *o.METHOD_NAMES)),
+    type=click.Choice(("fast", "blocks", *o.METHOD_NAMES)),
     default="fast",
     show_default=True,
-    help="fast: exact weights on the support that is best on held-out samples; or a method.",
+    help="fast: exact weights on the support that is best on held-out samples; blocks: rounds of "
+    "pruning, output unit by output unit (--first-order 0); or a method.",
 )

@@ -1,5 +1,6 @@
 """Pruning in stages: remove a little, measure the gradients again, remove more (CHITA++)."""
 
+from chita_opt.nn.stages.block_rounds import BlockRounds
 from chita_opt.nn.stages.multi_stage import prune_in_stages
 from chita_opt.nn.stages.options import StageOptions
 from chita_opt.nn.stages.result import StagedResult, StageRow
@@ -9,6 +10,7 @@ from chita_opt.nn.stages.steps import Refit, Solve
 
 __all__ = [
     "SCHEDULES",
+    "BlockRounds",
     "Refit",
     "Solve",
     "StageAnswer",

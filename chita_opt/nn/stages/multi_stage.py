@@ -14,11 +14,12 @@ from chita_opt.errors import MethodError
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.pruning_problem import build_problem
+from chita_opt.nn.stages.block_rounds import BlockRounds
 from chita_opt.nn.stages.checkpoint import Checkpoint, Progress, run_fingerprint
 from chita_opt.nn.stages.options import StageOptions, stage_families
 from chita_opt.nn.stages.result import StagedResult, StageRow
 from chita_opt.nn.stages.state import StageAnswer, StageState, Step
-from chita_opt.nn.stages.steps import as_step
+from chita_opt.nn.stages.steps import Refit, Solve
 from chita_opt.nn.trust.staging import StageTrust
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Status
@@ -62,8 +63,9 @@ def prune_in_stages(
     method : str or Step
         "fast": exact weights at the rows' precision on the largest magnitudes
         (:class:`~chita_opt.nn.stages.Refit`) or, with ``trust`` and data to hold out, on the best
-        of several supports by the held-out loss (:class:`~chita_opt.nn.trust.TrustedStep`); a name
-        of ``METHODS``; or a step of your own.
+        of several supports by the held-out loss (:class:`~chita_opt.nn.trust.TrustedStep`);
+        "blocks": :class:`~chita_opt.nn.stages.BlockRounds`; a name of ``METHODS``; or a step of
+        your own.
     options : StageOptions, optional
         Everything else.
     **changes
@@ -105,7 +107,7 @@ def prune_in_stages(
     """
     options = (options or StageOptions()).changed(changes)
     clock = Clock(options.time_limit)
-    step = as_step(method)
+    step = _step(method)
     layer_map = select_layers(
         model,
         include=options.include,
@@ -134,6 +136,13 @@ def prune_in_stages(
         clock.elapsed,
         run.notes,
     )
+
+
+def _step(method: str | Step) -> Step:
+    if not isinstance(method, str):
+        return method
+    own: dict[str, Step] = {"fast": Refit(), "blocks": BlockRounds()}
+    return own[method] if method in own else Solve(method)
 
 
 class _Run:

@@ -11,7 +11,7 @@ from chita_opt.errors import MethodError
 from chita_opt.heuristics import METHODS, solve
 from chita_opt.heuristics.magnitude import one_step_point
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.stages.state import StageAnswer, StageState, Step
+from chita_opt.nn.stages.state import StageAnswer, StageState
 
 _TIE = 1e-12  # of the largest magnitude, times the share of the largest gradient
 
@@ -23,9 +23,9 @@ class Refit:
     Attributes
     ----------
     score : {"magnitude", "step"}
-        Largest :math:`|w_j|`, or largest after one gradient step with exact line search (the
-        ``prune_ls`` of CHITA's released code), by which pruned weights return sooner. Equal
-        magnitudes, as those of pruned weights, are told apart by the gradient.
+        Largest :math:`|w_j|`, or largest after one gradient step with exact line search, by which
+        pruned weights return sooner. Equal magnitudes, as those of pruned weights, are told apart
+        by the gradient.
     layer_power : float
         Scores are divided by the root mean square of their layer's live weights to this power:
         0 compares weights of different layers as they are, 1 as shares of their layer. At high
@@ -102,7 +102,8 @@ class Solve:
     def __post_init__(self) -> None:
         if self.method != "auto" and self.method not in METHODS:
             raise MethodError(
-                f"method {self.method!r} is not known; choose fast, auto, {', '.join(METHODS)}"
+                f"method {self.method!r} is not known; choose fast, blocks, auto, "
+                f"{', '.join(METHODS)}"
             )
 
     def __call__(self, state: StageState) -> StageAnswer:
@@ -111,17 +112,4 @@ class Solve:
         return StageAnswer(found.w, {"objective": found.objective, "method": found.method})
 
 
-def as_step(method: str | Step) -> Step:
-    """The step of a name: "fast" is :class:`Refit`, other names are methods of the table.
-
-    Raises
-    ------
-    MethodError
-        If there is no such method.
-    """
-    if not isinstance(method, str):
-        return method
-    return Refit() if method == "fast" else Solve(method)
-
-
-__all__ = ["Refit", "Solve", "as_step", "layer_scaled"]
+__all__ = ["Refit", "Solve", "layer_scaled"]
