@@ -81,7 +81,7 @@ def test_a_file_cut_short(tmp_path: Path, columns: torch.Tensor) -> None:
 
 def test_values_that_are_not_finite(tmp_path: Path, columns: torch.Tensor) -> None:
     columns[P - 1, 3] = float("inf")
-    with pytest.raises(CurvatureError, match="A.npy.* holds inf"):
+    with pytest.raises(CurvatureError, match=r"A.npy.* holds inf"):
         co.open_gradients(written(tmp_path / "A.npy", columns))
 
 

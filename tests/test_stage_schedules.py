@@ -72,5 +72,5 @@ def test_arguments_out_of_range_are_named(change: dict[str, object], message: st
 
 
 def test_a_sparsity_out_of_range_is_named() -> None:
-    with pytest.raises(SupportError, match="sparsity is 1.5"):
+    with pytest.raises(SupportError, match=r"sparsity is 1\.5"):
         stage_sparsities("exp", 1.5, 4)

@@ -68,9 +68,21 @@ def new_room(n: int, m: int) -> Room:
     square = [np.empty((n, n), order="F") for _ in range(3)]
     sides = [np.empty((n, m + 1), order="F") for _ in range(4)]
     return Room(
-        new_point(n, m), (np.empty(n), np.empty(n), np.empty(m)), *square, np.empty((6, n)),
-        *sides, np.empty((m, m + 2)), np.empty(n), np.empty(n), np.zeros(4, dtype=np.int32),
-    )  # fmt: skip
+        trial=new_point(n, m),
+        step=(np.empty(n), np.empty(n), np.empty(m)),
+        Si=square[0],
+        N=square[1],
+        M=square[2],
+        scalars=np.empty((6, n)),
+        side=sides[0],
+        solved=sides[1],
+        rhs=sides[2],
+        answer=sides[3],
+        nu_block=np.empty((m, m + 2)),
+        z=np.empty(n),
+        work=np.empty(n),
+        n_info=np.zeros(4, dtype=np.int32),
+    )
 
 
 @njit(cache=True, nogil=True)

@@ -31,8 +31,7 @@ _SIGNS = np.array([-1.0, 1.0])
 _BLOCK = 24  # LAPACK's triangular inverse is unblocked up to 64, and slower than products
 
 
-@intrinsic
-def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
+def _typed_call(typing_context: Any, address: Any, arguments: Any) -> Any:
     """Call a function by address with a tuple of pointers."""
 
     def generate(context: Any, builder: Any, _: Any, values: Any) -> Any:
@@ -44,6 +43,9 @@ def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address, arguments), generate
+
+
+_call: Any = intrinsic(_typed_call)
 
 
 @njit(cache=True, nogil=True)

@@ -16,8 +16,8 @@ from chita_opt.nn.row_engines import RowLoss
 
 _log = logging.getLogger(__name__)
 
-# Products made before they are transposed into place. Of linear layers so many rows that each column
-# receives a few cache lines at a time; of convolutions so few that their windows stay in the cache.
+# Products made before they are transposed into place: of linear layers so many rows that each
+# column receives a few cache lines at a time, of convolutions so few that their windows stay cached.
 _SCRATCH_BYTES = 8 << 20
 _WINDOW_BYTES = 2 << 20
 
