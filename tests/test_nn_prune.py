@@ -328,14 +328,21 @@ def test_gradual_pruning_keeps_exactly_so_many() -> None:
         gradual_magnitude_(log_softmax, x, y, sparsity=0.9, time_limit=0.0)
 
 
-@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"support": "2:4", "curvature": "inputs"}])
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        ({"sparsity": 0.5}, "relax_round.maximise_dual"),
+        ({"support": "2:4", "curvature": "inputs"}, "layerwise.LayerRows"),
+    ],
+)
 def test_interrupts_leave_a_certified_answer(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("chita_opt.heuristics.relax_round"), "maximise_dual", stop)
+    module, name = place.split(".")
+    monkeypatch.setattr(import_module(f"chita_opt.heuristics.{module}"), name, stop)
     result = run(**asked)
     assert result.solution.status is Status.INTERRUPTED and result.solution.is_feasible
     assert result.certificate is not None and result.certificate.lower <= result.objective

@@ -17,7 +17,7 @@ from chita_opt.nn.row_engines import RowLoss
 _log = logging.getLogger(__name__)
 
 # Products made before they are transposed into place: of linear layers so many rows that each
-# column receives a few cache lines at a time, of convolutions so few that their windows stay cached.
+# column receives a few cache lines at a time, of convolutions so few that windows stay cached.
 _SCRATCH_BYTES = 8 << 20
 _WINDOW_BYTES = 2 << 20
 
