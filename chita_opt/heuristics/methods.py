@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "alps",
-            "ALPS: operator splitting, conjugate gradients, exact solve",
+            "ALPS: operator splitting, then conjugate gradients",
             alps,
             needs_ridge=True,
             needs_rows=True,
