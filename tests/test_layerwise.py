@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -362,15 +362,29 @@ def test_a_short_time_limit_keeps_an_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROW_METHODS)
-def test_an_interrupt_keeps_the_incumbent(name: str) -> None:
-    problem = layer(12, rows=30, width=300)
-    solve(layer(12), name)  # compile
-    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        solution = solve(problem, name)
-    finally:
-        timer.cancel()
+@pytest.mark.parametrize("call", [1, 3])
+def test_an_interrupt_keeps_the_incumbent(
+    name: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the first and in the third of the calls that take the time."""
+    from chita_opt.heuristics import alps, obc, row_tableau
+
+    owner, function = {
+        "obc": (sys.modules[obc.__module__], "_trace"),
+        "alps": (sys.modules[alps.__module__].Splitting, "step"),
+        "layerwise": (row_tableau.RowTableau, "exchange"),
+    }[name]
+    original, calls = getattr(owner, function), []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(owner, function, interrupted)
+    problem = layer(12)
+    solution = solve(problem, name)
     assert solution.is_feasible
     assert solution.status is Status.INTERRUPTED
     assert solution.objective < problem.prune_all
