@@ -57,8 +57,9 @@ class RelaxationOptions:
         the start is already close.
     incumbent : float
         A known objective: what is left to gain may also be a small share of the gap to it.
-    share : float or None
-        That share; None for 600 times ``tol``, at most 2 %.
+    first, share : float
+        An objective to improve on: no more may be left than this share of its distance to the
+        bound (or a tenth of ``tol * scale``, if that is more).
     enough : float
         A proximal problem counts as solved when the Newton decrement is this share of what is left
         to gain: more digits there would be lost again when the smoothing shrinks.
@@ -74,7 +75,8 @@ class RelaxationOptions:
     smoothing: float = 1.0
     slack: float = 1.0
     incumbent: float = float("inf")
-    share: float | None = None
+    first: float = float("inf")
+    share: float = float("inf")
     enough: float = 0.5
 
 
@@ -242,10 +244,12 @@ class _Ascent:
         """What is not worth another step."""
         small, incumbent = self.options.tol * (self.scale or abs(self.state.best)), 0.0
         if self.options.incumbent < float("inf"):
-            share = self.options.share
-            share = min(_WORTH * self.options.tol, 0.02) if share is None else share
+            share = min(_WORTH * self.options.tol, 0.02)
             incumbent = share * (self.options.incumbent - self.state.best)
-        return max(small, incumbent)
+        ceiling = float("inf")
+        if self.options.share < float("inf"):
+            ceiling = max(self.options.share * (self.options.first - self.state.best), 0.1 * small)
+        return min(max(small, incumbent), ceiling)
 
     def _direction(self, inner: SmoothedMaximum) -> tuple[Tensor, float]:
         """Newton direction of the smoothed dual and its slope."""

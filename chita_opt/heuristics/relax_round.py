@@ -46,7 +46,7 @@ class RoundingOptions:
     tol : float
         Relative accuracy of the relaxation.
     share : float
-        What it may be short of as a share of its distance to the first answer, if that is more.
+        What it may be short of as a share of its distance to the first answer, if that is less.
     slack : float
         How far from stationary the dual point may be, in units of ``tol``; a rounding needs the
         digits of the value more.
@@ -62,7 +62,7 @@ class RoundingOptions:
         Bytes for the relaxation's Newton system.
     """
 
-    tol: float = 3e-4
+    tol: float = 3e-3
     share: float = 0.05
     slack: float = 2.0
     enough: float = 1.3
@@ -78,7 +78,7 @@ FAST = RoundingOptions()
 """An answer mostly within a percent of the best known one."""
 THOROUGH = RoundingOptions(
     tol=3e-4,
-    share=0.0,
+    share=float("inf"),
     slack=1.0,
     enough=0.5,
     max_rounds=2,
@@ -217,7 +217,7 @@ def _relax(
             slack=options.slack,
             enough=options.enough,
             memory_limit=options.memory_limit,
-            incumbent=best.value,
+            first=best.value,
             share=options.share,
             smoothing=0.5 if int(mask.sum()) > _WIDE * problem.curvature.image_size else 1.0,
         ),
