@@ -272,7 +272,7 @@ def test_an_interrupt_returns_the_incumbent(name: str, monkeypatch: pytest.Monke
         if call % 5 == 0:
             certificate = certify(found, tol=1e-2)
             assert certificate.lower <= found.objective <= certificate.upper
-    assert call > 4
+    assert call > (2 if name == "alps" else 4)  # one eigendecomposition, few products
 
 
 def interrupted_solve(
