@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,19 @@ def test_ctrl_c_returns_incumbent_and_bound() -> None:
         timer.cancel()
     assert found.status is Status.INTERRUPTED
     assert found.solution is not None and 0.0 < found.lower <= found.upper
+
+
+def test_an_interrupt_during_swaps_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The swap search ends quietly on Ctrl-C; the whole search must end as well."""
+    module = import_module("chita_opt.exact.outer_approximation_search")
+    swaps = module.local_search
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        return replace(swaps(*args, **options), status=Status.INTERRUPTED)
+
+    monkeypatch.setattr(module, "local_search", interrupted)
+    found = outer_approximation(hard(30, 1e-3), time_limit=30.0)
+    assert found.status is Status.INTERRUPTED and found.solution is not None
 
 
 def test_an_interrupt_in_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:

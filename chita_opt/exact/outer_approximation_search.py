@@ -137,6 +137,8 @@ class Search:
             better = swapped.objective < self.value - 1e-12 * abs(self.value)
             if better and self.admits(other):
                 self.take(other, swapped.w.cpu().numpy(), swapped.objective)
+            if swapped.status is Status.INTERRUPTED:  # the swaps kept what they had; so do we
+                raise KeyboardInterrupt
         return bool(self.value < before)
 
     def weights_on(self, mask: Array) -> Array:
