@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
+from chita_opt.exact.interrupts import noticing_interrupts
 from chita_opt.exact.outer_approximation_result import OuterApproximation
 from chita_opt.exact.outer_approximation_search import Search
 from chita_opt.formulations.model_parts import SideConstraint
@@ -81,8 +82,9 @@ def outer_approximation(
     if not 0.0 <= gap < 1.0:
         raise ProblemError(f"gap is {gap}; give a relative gap in [0, 1)")
     # hundreds of small factorisations: threads cost more than they bring
-    with threadpool_limits(limits=1, user_api="blas"):
+    with threadpool_limits(limits=1, user_api="blas"), noticing_interrupts() as interrupted:
         search = Search(problem, Clock(time_limit), gap, side_constraints)
+        search.interrupted = interrupted
         status = Status.ITERATION_LIMIT
         try:
             search.prepare(start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ class Search:
         self.rounds = self.nodes = self.cover_count = 0
         self.solvable = False  # whether a split was ever found
         self.seen: set[bytes] = set()
+        self.interrupted: Callable[[], bool] = lambda: False
         self.trace: list[TraceRow] = []
 
     # -- values -------------------------------------------------------------------------------
@@ -291,6 +292,8 @@ class Search:
     def run(self, round_limit: int) -> Status:
         """Solve the master, cut, until the gap is closed or a limit comes."""
         while not self.closed:
+            if self.interrupted():
+                return Status.INTERRUPTED
             if self.clock.expired:
                 return Status.TIME_LIMIT
             if self.rounds >= round_limit:
