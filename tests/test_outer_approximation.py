@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_the_round_limit_keeps_a_valid_bound() -> None:
 
 
 def test_ctrl_c_returns_incumbent_and_bound() -> None:
+    outer_approximation(hard(8))  # loads what is compiled: the signal is for the search
     problem = hard(60, 1e-6)
     timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -150,6 +152,22 @@ def test_an_interrupt_during_swaps_is_passed_on(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "local_search", interrupted)
     found = outer_approximation(hard(30, 1e-3), time_limit=30.0)
     assert found.status is Status.INTERRUPTED and found.solution is not None
+
+
+def test_an_interrupt_that_a_library_keeps_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("chita_opt.exact.outer_approximation_search")
+    heuristic = module.heuristic
+
+    def silent(*args: Any, **options: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return heuristic(*args, **options)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(module, "heuristic", silent)
+    found = outer_approximation(hard(30, 1e-3), time_limit=30.0)
+    assert found.status is Status.INTERRUPTED and found.solution is not None
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_in_the_preparation(monkeypatch: pytest.MonkeyPatch) -> None:

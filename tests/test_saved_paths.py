@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from chita_opt.certificates import PathReport, ProofReport, save_problem, save_proof, verify
-from chita_opt.certificates.container import array_hash, read_sealed, write_sealed
+from chita_opt.certificates.container import read_sealed
 from chita_opt.cli import OK, run
 from chita_opt.errors import CertificateError, DataError
 from chita_opt.exact import (
@@ -29,11 +29,10 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Status
 from chita_opt.supports import Budget
 
+from .forging import Arrays, Claims, forge, with_changed_bits
 from .problems import make_problem
 from .test_tree_limits import Replay, hard
 
-Arrays = dict[str, np.ndarray]
-Claims = dict[str, Any]
 PROOF = TreeOptions(proof=True)
 
 
@@ -152,26 +151,11 @@ def test_without_logs_nothing_is_written(tmp_path: Path) -> None:
 # -- refused -------------------------------------------------------------------------------------
 
 
-def forge(file: Path, target: Path, change: Callable[[Arrays, Claims], object]) -> Path:
-    """A file with a valid seal and hash over changed content."""
-    arrays, claims = read_sealed(file)
-    change(arrays, claims)
-    problem = {k: a for k, a in arrays.items() if k.startswith("problem.")}
-    claims["problem_hash"] = array_hash(problem, claims["problem"])
-    write_sealed(target, arrays, claims)
-    return target
-
-
 def test_every_changed_byte_is_refused(path_file: Path, block_file: Path, tmp_path: Path) -> None:
-    source = np.random.default_rng(0)
     for file in (path_file, block_file):
-        content = file.read_bytes()
-        for place in source.choice(len(content), size=60, replace=False).tolist():
-            flipped = bytearray(content)
-            flipped[place] ^= 1 << int(source.integers(8))
-            (tmp_path / "x").write_bytes(flipped)
+        for changed in with_changed_bits(file, tmp_path / "x", 60):
             with pytest.raises(CertificateError):
-                verify(tmp_path / "x")
+                verify(changed)
 
 
 def test_every_array_is_needed(path_file: Path, block_file: Path, tmp_path: Path) -> None:

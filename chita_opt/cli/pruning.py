@@ -25,6 +25,7 @@ from chita_opt.cli.solving import certificate_report
 from chita_opt.cli.user_code import LOSSES, build_model, call
 from chita_opt.errors import DataError
 from chita_opt.nn import PruneOptions, PruningResult, accuracy, prune, save_weights
+from chita_opt.nn.stages import StagedResult
 from chita_opt.solution import Status
 
 
@@ -41,9 +42,7 @@ def run_prune(
     if output.save_certificate is not None and not output.certify:
         raise click.UsageError("--save-certificate needs a bound; leave out --no-certify")
     check_folders(output.out, output.save_certificate)
-    model = build_model(code.model, code.checkpoint)
-    data = call(code.data, "--data")()
-    test = read_test_data(code.test)
+    model, data, test = read_user_code(code)
     with stages() as shown:
         options = prune_options(budget, curvature, layers, effort, output, shown)
         result = prune(
@@ -57,9 +56,7 @@ def run_prune(
         )
     pruned = result.apply_(copy.deepcopy(model))
     report = _report(result, accuracies(model, pruned, test), effort, curvature)
-    if output.out is not None:
-        notes = {"report": json.dumps(result.report())}
-        save_weights(output.out, pruned, masks=result.masks, metadata=notes)
+    write_network(output, pruned, result)
     if output.save_certificate is not None and result.certificate is not None:
         result.certificate.save(output.save_certificate)
     show(report, result.summary, output)
@@ -98,7 +95,22 @@ def prune_options(
     )
 
 
-def read_test_data(reference: str | None) -> Any:
+def read_user_code(code: UserCode) -> tuple[nn.Module, Any, Any]:
+    """The user's model, training data and test samples (None where none were named)."""
+    model = build_model(code.model, code.checkpoint)
+    return model, call(code.data, "--data")(), _read_test_data(code.test)
+
+
+def write_network(
+    output: NetworkOutput, pruned: nn.Module, result: PruningResult | StagedResult
+) -> None:
+    """The pruned state dict, masks and report, where a file was named."""
+    if output.out is not None:
+        notes = {"report": json.dumps(result.report())}
+        save_weights(output.out, pruned, masks=result.masks, metadata=notes)
+
+
+def _read_test_data(reference: str | None) -> Any:
     """The user's test samples; None where none were named.
 
     Raises
@@ -163,4 +175,11 @@ def show(report: dict[str, Any], summary: str, output: NetworkOutput) -> None:
     click.echo(SCOPE_SENTENCE)
 
 
-__all__ = ["accuracies", "prune_options", "read_test_data", "run_prune", "show"]
+__all__ = [
+    "accuracies",
+    "prune_options",
+    "read_user_code",
+    "run_prune",
+    "show",
+    "write_network",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.options import (
@@ -13,11 +12,10 @@ from chita_opt.cli.options import (
     NetworkOutput,
     UserCode,
 )
-from chita_opt.cli.pruning import accuracies, read_test_data, show
+from chita_opt.cli.pruning import accuracies, read_user_code, show, write_network
 from chita_opt.cli.screen import check_folders, stages
 from chita_opt.cli.stage_options import StageChoice
-from chita_opt.cli.user_code import LOSSES, build_model, call
-from chita_opt.nn import save_weights
+from chita_opt.cli.user_code import LOSSES
 from chita_opt.nn.stages import StageOptions, prune_in_stages
 from chita_opt.solution import Status
 
@@ -33,9 +31,7 @@ def run_staged(
 ) -> int:
     """Prune the user's model in stages, write and print the result."""
     check_folders(output.out, choice.progress_file)
-    model = build_model(code.model, code.checkpoint)
-    data = call(code.data, "--data")()
-    test = read_test_data(code.test)
+    model, data, test = read_user_code(code)
     with stages() as shown:
         result = prune_in_stages(
             model,
@@ -49,9 +45,7 @@ def run_staged(
         )
     pruned = result.apply_(copy.deepcopy(model))
     report = result.report() | accuracies(model, pruned, test) | {"seed": choice.seed}
-    if output.out is not None:
-        notes = {"report": json.dumps(result.report())}
-        save_weights(output.out, pruned, masks=result.masks, metadata=notes)
+    write_network(output, pruned, result)
     show(report, result.summary, output)
     return INTERRUPTED if result.status is Status.INTERRUPTED else OK
 

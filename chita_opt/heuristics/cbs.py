@@ -11,6 +11,7 @@ from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.local_search import SearchOptions, both_sides, swap_down
 from chita_opt.heuristics.magnitude import one_step_support
 from chita_opt.heuristics.starts import start_supports
+from chita_opt.heuristics.tableau import cheapest_pairs
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
@@ -124,12 +125,7 @@ class Zeroing:
         own = 0.5 * self.W.diagonal()
         change = (own - self.t)[out][:, None] + (own + self.t)[into][None, :]
         change -= self.W.index_select(0, out).index_select(1, into)
-        if allowed is not None:
-            change.masked_fill_(~allowed, torch.inf)
-        best = change.flatten().topk(min(count, change.numel()), largest=False)
-        rows = out[best.indices // len(into)].tolist()
-        columns = into[best.indices % len(into)].tolist()
-        return list(zip(best.values.tolist(), rows, columns, strict=True))
+        return cheapest_pairs(change, allowed, out, into, count)
 
     def exchange(self, a: int, b: int) -> float:
         """Change of the cost when ``a`` leaves and ``b`` enters."""

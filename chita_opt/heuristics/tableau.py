@@ -83,12 +83,7 @@ class Tableau:
         gain = torch.addcmul(self.u[into][None, :], cross, ratio[:, None]).square_()
         bend = cross.square_().div_(inverse[:, None]).add_(self.V.diagonal()[into][None, :])
         change = gain.div_(bend).mul_(-0.5).add_((0.5 * self.u[out] * ratio)[:, None])
-        if allowed is not None:
-            change.masked_fill_(~allowed, torch.inf)
-        best = change.flatten().topk(min(count, change.numel()), largest=False)
-        rows = out[best.indices // len(into)].tolist()
-        columns = into[best.indices % len(into)].tolist()
-        return list(zip(best.values.tolist(), rows, columns, strict=True))
+        return cheapest_pairs(change, allowed, out, into, count)
 
     def exchange(self, a: int, b: int) -> float:
         """Change of the value when ``a`` leaves and ``b`` enters."""
@@ -96,3 +91,18 @@ class Tableau:
         cross = float(self.V[a, b])
         pull, bend = float(self.u[b]) + cross * own / inverse, float(self.V[b, b])
         return 0.5 * own * own / inverse - 0.5 * pull * pull / (bend + cross * cross / inverse)
+
+
+def cheapest_pairs(
+    change: Tensor, allowed: Tensor | None, out: Tensor, into: Tensor, count: int
+) -> list[tuple[float, int, int]]:
+    """The ``count`` smallest allowed entries of ``change`` (overwritten), ascending.
+
+    As (change, leaving, entering); the rows belong to ``out``, the columns to ``into``.
+    """
+    if allowed is not None:
+        change.masked_fill_(~allowed, torch.inf)
+    best = change.flatten().topk(min(count, change.numel()), largest=False)
+    rows = out[best.indices // len(into)].tolist()
+    columns = into[best.indices % len(into)].tolist()
+    return list(zip(best.values.tolist(), rows, columns, strict=True))

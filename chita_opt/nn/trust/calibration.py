@@ -158,13 +158,7 @@ def hold_out(
     DataError
         If the data cannot be read by number, or too few samples are left.
     """
-    size = sample_count(data)
-    if size is None:
-        raise DataError(
-            f"{type(data).__name__} cannot be read by number, so that no samples can be kept out "
-            "of the gradients: give tensors or a map-style Dataset, or held-out samples of their "
-            "own by holdout=(x, y)"
-        )
+    size = numbered_samples(data, ", or held-out samples of their own by holdout=(x, y)")
     left = size - used
     wanted = min(MOST, left) if count is None else count
     if wanted < 1 or wanted > left or (count is None and wanted < FEWEST):
@@ -205,4 +199,15 @@ def _no_loss(output: Any, target: Any) -> Tensor:
     raise DataError("no loss_fn was given")
 
 
-__all__ = ["FEWEST", "MOST", "HeldOut", "held_out_of", "hold_out"]
+def numbered_samples(data: Any, otherwise: str = "") -> int:
+    """How many samples can be fetched by number; DataError, with ``otherwise``, where none can."""
+    size = sample_count(data)
+    if size is None:
+        raise DataError(
+            f"{type(data).__name__} cannot be read by number, so that no samples can be kept out "
+            f"of the gradients: give tensors or a map-style Dataset{otherwise}"
+        )
+    return size
+
+
+__all__ = ["FEWEST", "MOST", "HeldOut", "held_out_of", "hold_out", "numbered_samples"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from chita_opt.errors import DataError
-from chita_opt.nn.sampling import Batch, RowChoice, open_rows, row_order, sample_count
-from chita_opt.nn.trust.calibration import FEWEST, MOST
+from chita_opt.nn.sampling import Batch, RowChoice, open_rows, row_order
+from chita_opt.nn.trust.calibration import FEWEST, MOST, numbered_samples
 
 _SHARE = 5  # at most one sample in so many, unless a number is asked for
 _BATCH = 1000
@@ -44,12 +44,7 @@ def set_aside(
     DataError
         If the data cannot be read by number, or too few samples are left.
     """
-    size = sample_count(data)
-    if size is None:
-        raise DataError(
-            f"{type(data).__name__} cannot be read by number, so that no samples can be kept out "
-            "of the gradients: give tensors or a map-style Dataset"
-        )
+    size = numbered_samples(data)
     wanted = min(MOST, size // _SHARE, size - used) if count is None else count
     if wanted < (FEWEST if count is None else 1) or wanted > size - used:
         raise DataError(
