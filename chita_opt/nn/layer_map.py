@@ -24,7 +24,8 @@ class LayerSlice:
     module_name : str
         Name of the layer that owns the parameter, for instance ``"fc1"``.
     kind : str
-        ``"linear"``, ``"conv1d"``, ``"conv2d"``, ``"conv3d"``, ``"bias"`` or ``"norm"``.
+        ``"linear"``, ``"conv1d"``, ``"conv2d"``, ``"conv3d"``, ``"recurrent"`` (a
+        matrix of an RNN, LSTM or GRU), ``"bias"`` or ``"norm"``.
     shape : tuple of int
         Shape of the parameter.
     start, stop : int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +22,9 @@ _WEIGHTED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.Conv2d, "conv2d"),
     (nn.Conv3d, "conv3d"),
 )
+_RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
+# weight_ih_l0, weight_hh_l1_reverse, bias_ih, ..., and not weight_hh_l0_orig of a masked layer
+_RECURRENT_KEY = re.compile(r"(weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
     nn.LayerNorm,
@@ -57,8 +61,10 @@ def select_layers(
     """Select prunable parameters and lay them out in one flat vector.
 
     The weights of ``Linear``, ``Conv1d``, ``Conv2d`` and ``Conv3d`` layers (grouped, depthwise
-    and 1x1 ones too) can be pruned. A parameter shared by several layers is one variable, listed
-    under its first name that can be pruned; excluding any of its names excludes it.
+    and 1x1 ones too) can be pruned, and the input, hidden and projection matrices of ``RNN``,
+    ``LSTM``, ``GRU`` and their cells, whose rows are the units of one gate after the other. A
+    parameter shared by several layers is one variable, listed under its first name that can be
+    pruned; excluding any of its names excludes it.
 
     Parameters
     ----------
@@ -85,8 +91,8 @@ def select_layers(
     ------
     LayerError
         If an entry matches nothing, nothing is selected, or a layer within the selection holds
-        parameters that cannot be pruned (``Embedding``, ``LSTM``, a custom module with its own
-        parameters, an uninitialised lazy layer, ...). The message names it and the cure.
+        parameters that cannot be pruned (``Embedding``, a custom module with its own parameters,
+        an uninitialised lazy layer, ...). The message names it and the cure.
 
     Examples
     --------
@@ -124,8 +130,8 @@ def select_layers(
     _check_left_alone(groups, wanted or (), chosen)
     if not chosen:
         raise LayerError(
-            "nothing is selected: within include and outside exclude the model has no Linear, "
-            "Conv1d, Conv2d or Conv3d weight"
+            "nothing is selected: within include and outside exclude the model has no weight of a "
+            "Linear, Conv1d, Conv2d, Conv3d or recurrent layer"
         )
     return _lay_out(sorted(chosen, key=lambda pair: pair[0].place))
 
@@ -166,12 +172,14 @@ def _role(module: nn.Module, key: str, parameter: nn.Parameter) -> str:
     for layer_type, kind in _WEIGHTED:
         if isinstance(module, layer_type):
             return {"weight": kind, "bias": "bias"}.get(key, "unsupported")
+    if isinstance(module, _RECURRENT) and (match := _RECURRENT_KEY.fullmatch(key)):
+        return {"weight": "recurrent", "bias": "bias"}[match[1]]
     return "unsupported"
 
 
 def _prunable(group: list[_Use], *, biases: bool, norms: bool) -> _Use | None:
     """Pick the name that a parameter is listed under; weights come before biases and norms."""
-    kinds = {kind for _, kind in _WEIGHTED}
+    kinds = {kind for _, kind in _WEIGHTED} | {"recurrent"}
     for use in group:
         if use.role in kinds:
             return use
