@@ -102,13 +102,13 @@ def relaxed(model: Any) -> float:
 
 def big_m_root(problem: Problem, big_m: Any) -> float:
     """Continuous relaxation of big-M by Clarabel: HiGHS's quadratic solver fails on some."""
-    G, h = problem.supports.rows()
+    family = problem.supports.rows()
     F = factor_matrix(problem.curvature.factor())
     w_bar, g, rho = (v.numpy() for v in (problem.w_bar, problem.g, problem.rho))
     w, z = cp.Variable(problem.p), cp.Variable(problem.p)
     x = w - w_bar
     value = 0.5 * cp.sum_squares(F @ x) + g @ x + 0.5 * rho @ x**2
-    rows = [cp.abs(w) <= cp.multiply(big_m.numpy(), z), G @ z <= h, z <= 1.0]
+    rows = [cp.abs(w) <= cp.multiply(big_m.numpy(), z), family.G @ z <= family.h, z <= 1.0]
     return float(cp.Problem(cp.Minimize(value), rows).solve(solver="CLARABEL"))
 
 

@@ -41,7 +41,7 @@ class LagrangianModel:
     Attributes
     ----------
     model : cvxpy.Problem
-        Set ``prices.value`` and solve; its value is L(y), ``G @ z.value - h`` a supergradient.
+        Set ``prices.value`` and solve; its value is L(y), ``rows.left.value - h`` a supergradient.
     prices : cvxpy.Parameter
         y (rows of G,) >= 0.
     w, z, s : cvxpy.Variable
@@ -74,10 +74,9 @@ def lagrangian_relaxation(problem: Problem, *, split: Tensor | None = None) -> L
     import cvxpy as cp
 
     base: PerspectiveModel = perspective_relaxation(problem, split=split)
-    G, h = problem.supports.rows()
-    prices = cp.Parameter(len(h), nonneg=True, name="prices", value=np.zeros(len(h)))
+    rows, m = base.rows, len(base.rows.h)
+    prices = cp.Parameter(m, nonneg=True, name="prices", value=np.zeros(m))
     cones = [c for c in base.model.constraints if isinstance(c, cp.SOC)]
-    value = base.model.objective.args[0] + prices @ (G @ base.z) - prices @ h
-    box = [base.z >= 0.0, base.z <= 1.0]
-    model = cp.Problem(cp.Minimize(value), [*cones, *box])
+    value = base.model.objective.args[0] + prices @ (rows.left - rows.h)
+    model = cp.Problem(cp.Minimize(value), [*cones, *rows.box])
     return LagrangianModel(model, prices, base.w, base.z, base.s)

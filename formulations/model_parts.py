@@ -33,18 +33,35 @@ def new_model(problem: Problem, name: str) -> pyo.ConcreteModel:
 
 
 def add_family(model: pyo.ConcreteModel, supports: SupportFamily) -> None:
-    """The rows ``G z <= h`` as ``model.family``; rows without entries (empty groups) are left."""
+    """The rows ``G z + E u <= h`` as ``model.family``; rows without entries are left out."""
     import pyomo.environ as pyo
 
-    G, h = supports.rows()
+    rows, u = supports.rows(), add_auxiliary(model, supports)
 
     def rule(_: pyo.ConcreteModel, i: int) -> pyo.Expression:
-        entries = row(G, i)
-        if not entries:
+        entries, extra = row(rows.G, i), row(rows.E, i)
+        if not entries and not extra:
             return pyo.Constraint.Skip
-        return sum(a * model.z[j] for j, a in entries) <= h[i]
+        return (
+            sum(a * model.z[j] for j, a in entries) + sum(a * u[j] for j, a in extra) <= (rows.h[i])
+        )
 
-    model.family = pyo.Constraint(range(len(h)), rule=rule)
+    model.family = pyo.Constraint(range(len(rows.h)), rule=rule)
+
+
+def add_auxiliary(model: pyo.ConcreteModel, supports: SupportFamily) -> pyo.Var | None:
+    """The family's auxiliary variables as ``model.auxiliary``; None where it has none.
+
+    They are continuous in [0, 1] where binary indicators suffice for the family.
+    """
+    import pyomo.environ as pyo
+
+    q = supports.rows().q
+    if not q:
+        return None
+    domain = pyo.Binary if supports.binary_auxiliary else pyo.UnitInterval
+    model.auxiliary = pyo.Var(range(q), domain=domain)
+    return model.auxiliary
 
 
 def add_side_constraints(model: pyo.ConcreteModel, constraints: Iterable[SideConstraint]) -> None:

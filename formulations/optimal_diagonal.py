@@ -3,11 +3,11 @@ r"""The perspective relaxation with the best split of all, as a semidefinite pro
 .. math::
     \min_{w,z,W}\ & \tfrac12\langle H,W\rangle - b^\top w + c\\
     \text{s.t. } & \begin{bmatrix}W&w\\w^\top&1\end{bmatrix}\succeq0,\qquad
-        w_j^2\le W_{jj}z_j,\qquad Gz\le h,\qquad 0\le z\le1
+        w_j^2\le W_{jj}z_j,\qquad Gz+Eu\le h,\qquad 0\le z,u\le1
 
 w (p,) weights, z (p,) indicators (1 keeps), W (p, p) in the place of :math:`ww^\top`; of the
 problem :math:`H=C+\mathrm{diag}(\rho)`, :math:`b=H\bar w-g` and
-:math:`c=\tfrac12\bar w^\top H\bar w-g^\top\bar w`; :math:`Gz\le h` the rows of the family.
+:math:`c=\tfrac12\bar w^\top H\bar w-g^\top\bar w`; :math:`Gz+Eu\le h` the rows of the family.
 
 Strength: the largest value of :func:`perspective_relaxation` over all splits e with
 :math:`C-\mathrm{diag}(e)\succeq0`, :math:`\rho+e\ge0`. The multipliers of the cones are the d of
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chita_opt.formulations.relaxed_rows import relaxed_rows
 from chita_opt.problem import Problem
 
 if TYPE_CHECKING:
@@ -95,12 +96,13 @@ def lifted_model(problem: Problem, pairs: list[tuple[int, int]]) -> LiftedModel:
     H, b, c = quadratic(problem)
     size = 0.5 * float(b @ np.linalg.solve(H, b)) or 1.0
     units = np.sqrt(size / np.where(H.diagonal() > 0.0, H.diagonal(), 1.0))
-    p, (G, h) = problem.p, problem.supports.rows()
+    p = problem.p
     z = cp.Variable(p, name="z")
+    family = relaxed_rows(problem.supports, z)
     lifted = cp.Variable((p + 1, p + 1), PSD=True, name="lifted")
     U, u, square = lifted[:p, :p], lifted[:p, p], cp.diag(lifted)[:p]
     cones = cp.SOC(square + z, cp.vstack([2.0 * u, square - z]), axis=0)
-    rows = [lifted[p, p] == 1.0, cones, G @ z <= h, z >= 0.0, z <= 1.0]
+    rows = [lifted[p, p] == 1.0, cones, family.left <= family.h, *family.box]
     corners = []
     for i, j in pairs:
         y = cp.Variable(name=f"y_{i}_{j}")

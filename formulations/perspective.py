@@ -3,11 +3,12 @@ r"""The perspective relaxation as a conic program.
 .. math::
     \min_{w,z,s}\ & \tfrac12\|F(w-\bar w)\|^2 + g^\top(w-\bar w)
         + \tfrac12\sum_j d_j\,(s_j - 2\bar w_jw_j + \bar w_j^2)\\
-    \text{s.t. } & w_j^2\le s_jz_j\ (s_j\ge0),\qquad Gz\le h,\qquad 0\le z\le1
+    \text{s.t. } & w_j^2\le s_jz_j\ (s_j\ge0),\qquad Gz+Eu\le h,\qquad 0\le z,u\le1
 
 w (p,) weights, z (p,) indicators (1 keeps), s (p,) the squares' epigraph;
 :math:`F^\top F=C-\mathrm{diag}(e)` with F (m, p), :math:`d=\rho+e>0`, :math:`\bar w, g, \rho` of
-the problem; :math:`Gz\le h` the rows of the family. With :math:`z_j` binary, :math:`s_j=w_j^2` and
+the problem; :math:`Gz+Eu\le h` the rows of the family, u its auxiliary
+variables where it has any. With :math:`z_j` binary, :math:`s_j=w_j^2` and
 the value is the problem's.
 
 Strength: the convex hull of every :math:`\{(w_j,z_j,s_j)\}` without an M; it grows with d, and so
@@ -31,6 +32,7 @@ from torch import Tensor
 from chita_opt.bounds.dual import check_ridge
 from chita_opt.bounds.splits import split_problem
 from chita_opt.formulations.factors import factor_matrix
+from chita_opt.formulations.relaxed_rows import RelaxedRows, relaxed_rows
 from chita_opt.problem import Problem
 
 if TYPE_CHECKING:
@@ -49,12 +51,15 @@ class PerspectiveModel:
         which :func:`chita_opt.bounds.dual_point` proves nearly the same without trust in it.
     w, z, s : cvxpy.Variable
         (p,) each.
+    rows : RelaxedRows
+        The family's rows on z, with its auxiliary variables.
     """
 
     model: cp.Problem
     w: cp.Variable
     z: cp.Variable
     s: cp.Variable
+    rows: RelaxedRows
 
 
 def perspective_relaxation(problem: Problem, *, split: Tensor | None = None) -> PerspectiveModel:
@@ -79,11 +84,11 @@ def perspective_relaxation(problem: Problem, *, split: Tensor | None = None) -> 
     check_ridge(base.rho)
     p, F = base.p, factor_matrix(base.curvature.factor())
     w_bar, g, d = (v.cpu().numpy() for v in (base.w_bar, base.g, base.rho))
-    G, h = base.supports.rows()
     w, z, s = cp.Variable(p, name="w"), cp.Variable(p, name="z"), cp.Variable(p, name="s")
     square = s - 2.0 * cp.multiply(w_bar, w) + w_bar**2
     value = 0.5 * cp.sum_squares(F @ (w - w_bar)) + g @ (w - w_bar) + 0.5 * d @ square
     # w^2 <= s z, s >= 0, z >= 0, as the rotated cone |(2w, s - z)| <= s + z
     cones = cp.SOC(s + z, cp.vstack([2.0 * w, s - z]), axis=0)
-    model = cp.Problem(cp.Minimize(value), [cones, G @ z <= h, z >= 0.0, z <= 1.0])
-    return PerspectiveModel(model, w, z, s)
+    rows = relaxed_rows(base.supports, z)
+    model = cp.Problem(cp.Minimize(value), [cones, rows.left <= rows.h, *rows.box])
+    return PerspectiveModel(model, w, z, s, rows)

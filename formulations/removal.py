@@ -31,7 +31,7 @@ from torch import Tensor
 
 from chita_opt.curvature.cholesky import CholeskySupport
 from chita_opt.formulations.factors import factor_matrix
-from chita_opt.formulations.model_parts import limits_of, row
+from chita_opt.formulations.model_parts import add_auxiliary, limits_of, row
 from chita_opt.problem import Problem
 
 if TYPE_CHECKING:
@@ -112,16 +112,17 @@ def _add_image(model: pyo.ConcreteModel, problem: Problem) -> None:
 
 
 def _add_coverage(model: pyo.ConcreteModel, problem: Problem) -> None:
-    """``G u >= G 1 - h``: enough removals in every group."""
+    """``G u - E a >= G 1 - h``: enough removals in every group, a the auxiliary variables."""
     import pyomo.environ as pyo
 
-    G, h = problem.supports.rows()
+    rows, u = problem.supports.rows(), add_auxiliary(model, problem.supports)
 
     def rule(_: pyo.ConcreteModel, i: int) -> pyo.Expression:
-        entries = row(G, i)
-        if not entries:
+        entries, extra = row(rows.G, i), row(rows.E, i)
+        if not entries and not extra:
             return pyo.Constraint.Skip
-        due = sum(a for _, a in entries) - h[i]
-        return sum(a * model.u[j] for j, a in entries) >= due
+        due = sum(a for _, a in entries) - rows.h[i]
+        removed = sum(a * model.u[j] for j, a in entries)
+        return removed - sum(a * u[j] for j, a in extra) >= due
 
-    model.family = pyo.Constraint(range(len(h)), rule=rule)
+    model.family = pyo.Constraint(range(len(rows.h)), rule=rule)

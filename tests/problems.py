@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
 from chita_opt.problem import Problem
-from chita_opt.supports import Budget, SupportFamily
+from chita_opt.supports import Budget, LinearRows, SupportFamily, WholeGroups
 
 Array = np.ndarray
 Draw = torch.Generator
@@ -52,12 +52,14 @@ class PairBudget(SupportFamily):
     def contains(self, mask: Tensor) -> bool:
         return int(mask.reshape(-1, 2).any(1).sum()) <= self.k
 
-    def rows(self) -> tuple[csr_array, Array]:
+    def rows(self) -> LinearRows:
         if not self.tight:
-            return csr_array(np.ones((1, self.size))), np.array([2.0 * self.k])
+            return LinearRows.plain(csr_array(np.ones((1, self.size))), np.array([2.0 * self.k]))
         choices = np.array(list(product((0, 1), repeat=self.size // 2)))
         G = np.stack([choices == 0, choices == 1], axis=2).reshape(len(choices), self.size)
-        return csr_array(G.astype(np.float64)), np.full(len(choices), float(self.k))
+        return LinearRows.plain(
+            csr_array(G.astype(np.float64)), np.full(len(choices), float(self.k))
+        )
 
 
 def normal(draw: Draw, *shape: int) -> Tensor:
@@ -136,6 +138,22 @@ def nested(inner: Callable[[Draw, int], Budget]) -> Callable[[Draw, int], Budget
     return build
 
 
+def whole_groups(draw: Draw, p: int) -> WholeGroups:
+    """Interleaved groups of equal size."""
+    count = next(c for c in (4, 3, 2, 1) if p % c == 0)
+    labels = (torch.arange(p) % count)[torch.randperm(p, generator=draw)]
+    return WholeGroups(labels, whole(draw, 0, count) * (p // count))
+
+
+def unequal_groups(draw: Draw, p: int) -> WholeGroups:
+    """Groups of any sizes, with their sizes or others as costs."""
+    labels = torch.randint(0, 4, (p,), generator=draw)
+    labels[:4] = torch.arange(4)
+    costs = torch.randint(1, 5, (4,), generator=draw) if whole(draw, 0, 1) else None
+    limit = p if costs is None else int(costs.sum())
+    return WholeGroups(labels, whole(draw, 1, limit), costs)
+
+
 FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "cardinality": lambda draw, p: Budget.cardinality(p, whole(draw, 1, p - 1)),
     "nothing": lambda draw, p: Budget.cardinality(p, 0),
@@ -146,8 +164,20 @@ FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "blocks": blocks,
     "nested_n_of_m": nested(n_of_m),
     "nested_blocks": nested(blocks),
+    "groups": whole_groups,
+    "unequal_groups": unequal_groups,
+    "block_2x2": lambda draw, p: WholeGroups.blocks((2, p // 2), (2, 2), whole(draw, 1, p)),
     "pairs": lambda draw, p: PairBudget(p - p % 2, whole(draw, 1, max(p // 2 - 1, 1))),
 }
+
+
+def families_where(is_so: Callable[[SupportFamily], bool]) -> list[str]:
+    """Names of the families of which something holds, at a size of 12."""
+    draw = torch.Generator().manual_seed(0)
+    return [name for name, build in FAMILIES.items() if is_so(build(draw, 12))]
+
+
+LAMINAR = families_where(lambda family: family.is_laminar)
 
 
 def make_problem(

@@ -141,7 +141,8 @@ def test_a_bound_describes_itself(form: str, family: str) -> None:
     assert bound.stats["stopped"] == "tolerance"
     assert bound.relaxation_upper - bound.value <= 1e-3 * size_of(problem)
     assert bound.z is not None
-    G, h = problem.supports.rows()
+    rows = problem.supports.rows()
+    G, h = rows.G, rows.h
     assert bool(((bound.z >= 0) & (bound.z <= 1)).all())
     assert (G @ bound.z.numpy() <= h + 1e-6).all()
     assert bound.trace.values == sorted(bound.trace.values) or len(candidate_splits(problem))

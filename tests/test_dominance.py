@@ -17,10 +17,10 @@ from chita_opt.problem import Problem, from_gradients, from_hessian
 from chita_opt.solution import Status
 from chita_opt.supports import Budget, SupportFamily
 
-from .problems import FAMILIES
+from .problems import FAMILIES, LAMINAR
 
 Array = np.ndarray
-BUDGETS = [name for name in FAMILIES if name not in ("pairs", "nothing", "everything")]
+BUDGETS = [name for name in LAMINAR if name not in ("nothing", "everything")]
 
 
 def twins(seed: int, family: str, p: int = 12) -> Problem:

@@ -92,7 +92,7 @@ def test_perspective_with_fixed_indicators_is_the_problem(form: str, family: str
 def test_sizes_of_the_perspective(form: str) -> None:
     problem = make_problem(form, "nested_n_of_m")
     relaxation = perspective_relaxation(problem)
-    rows = len(problem.supports.rows()[1])
+    rows = len(problem.supports.rows().h)
     assert [v.size for v in (relaxation.w, relaxation.z, relaxation.s)] == [P, P, P]
     assert {v.name() for v in relaxation.model.variables()} == {"w", "z", "s"}
     sizes = sorted(c.size for c in relaxation.model.constraints)
@@ -181,7 +181,7 @@ def test_sizes_of_big_m(form: str) -> None:
 
     problem = make_problem(form, "nested_n_of_m")
     model = big_m_miqp(problem, 10.0)
-    rows, m = len(problem.supports.rows()[1]), factor_matrix(problem.curvature.factor()).shape[0]
+    rows, m = len(problem.supports.rows().h), factor_matrix(problem.curvature.factor()).shape[0]
     variables = list(model.component_data_objects(pyo.Var))
     assert len(variables) == 2 * P + m
     assert sum(v.is_binary() for v in variables) == P

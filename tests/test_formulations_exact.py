@@ -93,7 +93,7 @@ def test_values_at_fixed_weights_are_those_of_numpy(form: str, family: str) -> N
 @EVERY_FORM
 def test_sizes(form: str) -> None:
     problem = make_problem(form, "nested_n_of_m", p=P)
-    G = len(problem.supports.rows()[1])
+    G = len(problem.supports.rows().h)
     m = factor_matrix(problem.curvature.factor()).shape[0]
     sizes = {
         "sos1": (3 * P + m, m + P + G),

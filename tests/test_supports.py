@@ -70,9 +70,7 @@ def members(family: SupportFamily) -> Tensor:
 
 def bounded_value(family: SupportFamily, scores: Tensor, y: np.ndarray) -> float:
     """The bound on the best value that row multipliers prove."""
-    G, h = family.rows()
-    excess = np.maximum(scores.numpy() - G.T @ y, 0.0)
-    return float(h @ y + excess.sum())
+    return family.rows().bound(scores.numpy(), y)
 
 
 @given(FAMILY, st.data())
@@ -118,26 +116,29 @@ def test_closed_under_removal(family: SupportFamily) -> None:
 
 @given(FAMILY)
 def test_rows_hold_for_every_mask(family: SupportFamily) -> None:
-    G, h = family.rows()
-    masks = members(family).double().numpy()
-    assert G.shape == (len(h), family.size)
-    assert G.data.min(initial=0.0) >= 0.0
-    assert (masks @ G.T <= h).all()
+    rows = family.rows()
+    masks = members(family)
+    u = np.array([family.auxiliary(mask) for mask in masks])
+    assert rows.G.shape == (len(rows.h), family.size)
+    assert rows.G.data.min(initial=0.0) >= 0.0
+    assert np.isin(u, (0.0, 1.0)).all()
+    assert (masks.double().numpy() @ rows.G.T + u @ rows.E.T <= rows.h).all()
 
 
 @given(budgets())
 def test_the_rows_of_a_budget_hold_for_no_other_mask(budget: Budget) -> None:
-    G, h = budget.rows()
+    rows = budget.rows()
     masks = np.array(list(product((0.0, 1.0), repeat=budget.size)))
-    assert int((masks @ G.T <= h).all(1).sum()) == len(members(budget))
+    assert int(rows.allow(masks).sum()) == len(members(budget))
 
 
 @given(st.one_of(budgets(), pairs().filter(lambda family: family.tight)), st.data())
 def test_the_vertices_of_the_rows_are_masks(family: SupportFamily, data: st.DataObject) -> None:
     """A linear program over the rows has the oracle's value."""
     scores = scores_for(data, family)
-    G, h = family.rows()
-    solved = linprog(-scores.numpy(), A_ub=G, b_ub=h, bounds=(0, 1), method="highs")
+    rows = family.rows()
+    cost = np.concatenate([-scores.numpy(), np.zeros(rows.q)])
+    solved = linprog(cost, A_ub=rows.joint, b_ub=rows.h, bounds=(0, 1), method="highs")
     assert -solved.fun == pytest.approx(family.best_value(scores), rel=1e-7, abs=1e-7)
 
 
@@ -164,7 +165,7 @@ def test_max_count(family: SupportFamily) -> None:
 def test_multipliers_of_a_budget_are_tight(budget: Budget, data: st.DataObject) -> None:
     scores = scores_for(data, budget)
     y = budget.multipliers(scores)
-    assert y.shape == budget.rows()[1].shape and (y >= 0.0).all()
+    assert y.shape == budget.rows().h.shape and (y >= 0.0).all()
     expected = budget.best_value(scores)
     assert bounded_value(budget, scores, y) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
@@ -235,7 +236,8 @@ def test_smoothed_maximum_is_optimal(budget: Budget, data: st.DataObject) -> Non
     """First-order optimality over the convex hull, which the oracle sees in full."""
     gains, centre, epsilon = smooth_case(data, budget)
     found = budget.smoothed_maximum(gains, centre, epsilon)
-    G, h = budget.rows()
+    rows = budget.rows()
+    G, h = rows.G, rows.h
     assert bool(((found.z >= 0.0) & (found.z <= 1.0)).all())
     assert (G @ found.z.numpy() <= h + 1e-8 * (1.0 + h)).all()
     slope = gains - epsilon * (found.z - centre)

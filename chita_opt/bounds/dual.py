@@ -107,7 +107,7 @@ def dual_point(problem: Problem, witness: Tensor, split: Tensor | None = None) -
     gains = pull.square() / (2.0 * d)
     base = float((0.5 * d * w_bar - q) @ w_bar) - Q.energy(witness)
     mask = problem.supports.best_support(gains)
-    return DualPoint(base - float(gains[mask].sum()), pull, gains, mask)
+    return DualPoint(base - problem.supports.bound_at(gains, mask), pull, gains, mask)
 
 
 def check_ridge(d: Tensor) -> None:

@@ -80,8 +80,9 @@ def _ascend(
     """Steps until done; ``state`` is whole after each."""
     atoms, shares = [state.z.clone()], [1.0]
     for _ in range(options.max_outer * options.max_inner):
-        target = supports.best_support(gains).double()
-        bound = relaxed.bound(state.r, float(gains @ target))
+        mask = supports.best_support(gains)
+        target = mask.double()
+        bound = relaxed.bound(state.r, supports.bound_at(gains, mask))
         if bound > state.best:
             state.best, state.best_r = bound, state.r
         clock.record(state.best)

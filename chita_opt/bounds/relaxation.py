@@ -138,7 +138,7 @@ class _Dual:
         return self.constant - 0.5 * float(r @ r) - float(r @ self.a)
 
     def bound(self, r: Tensor, c: Tensor) -> float:
-        return self.concave(r) - self.supports.best_value(self.gains(c))
+        return self.concave(r) - self.supports.value_bound(self.gains(c))
 
 
 @dataclass(eq=False)

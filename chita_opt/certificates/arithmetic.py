@@ -15,16 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from chita_opt.certificates.stored_rows import StoredRows, gamma
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 _U = 2.0**-53
 _BLOCK = 8192
-
-
-def gamma(n: int) -> float:
-    """Higham's constant."""
-    return n * _U / (1.0 - n * _U)
 
 
 @dataclass(frozen=True)
@@ -100,18 +96,16 @@ def dual_value(
     data: QuadraticData,
     witness: Array,
     split: Array | None,
-    rows: tuple[Array, Array, Array],
-    h: Array,
+    rows: StoredRows,
     y: Array,
 ) -> Enclosed:
     r"""The dual bound at a witness, with the family's maximum bounded by row multipliers y.
 
-    :math:`\max_{z\in\mathcal S}z^\top\delta\le h^\top y+\sum_j(\delta_j-(G^\top y)_j)^+` for
-    :math:`Gz\le h`, so no oracle and no solver is needed. ``rows`` is G as (row index, column
-    index, value). Matrices must be proven positive semidefinite after the split.
+    Any y >= 0 bounds it (see :class:`StoredRows`), so no oracle and no solver is needed. Matrices
+    must be proven positive semidefinite after the split.
     """
     d = data.rho if split is None else data.rho + split
-    if not float(d.min()) > 0.0 or not bool((y >= 0).all()) or y.shape != h.shape:
+    if not float(d.min()) > 0.0 or not bool((y >= 0).all()) or y.shape != rows.h.shape:
         raise CertificateError(
             "the witness has d <= 0, or multipliers that are negative or missing"
         )
@@ -126,24 +120,10 @@ def dual_value(
     error = float((v_error * np.abs(data.w_bar)).sum()) + (gamma(len(c)) + 8 * _U) * float(
         size.sum()
     )
-    best, best_error = _linear_maximum(gains, rows, h, y)
+    best, best_error = rows.maximum(gains, y)
     value = float(terms.sum()) - energy.value - best
     error += energy.allowance + best_error + 8 * _U * (float(np.abs(terms).sum()) + best)
     return Enclosed(value, error * (1.0 + gamma(len(c))))
-
-
-def _linear_maximum(
-    gains: Array, rows: tuple[Array, Array, Array], h: Array, y: Array
-) -> tuple[float, float]:
-    row, column, entry = rows
-    price = np.zeros_like(gains)
-    np.add.at(price, column, entry * y[row])
-    excess = np.maximum(gains - price, 0.0)
-    counted = excess > 0
-    value = float(h @ y) + float(excess.sum())
-    per_column = np.bincount(column, minlength=len(gains)).max(initial=0)
-    size = float((gains + price)[counted].sum()) + float(np.abs(h) @ y)
-    return value, (gamma(len(gains) + len(h)) + gamma(int(per_column) + 4)) * size
 
 
 def _pullback(

@@ -22,11 +22,7 @@ from chita_opt.certificates.path_proof import (
     prove_counts,
     with_count,
 )
-from chita_opt.certificates.problem_data import (
-    check_support,
-    read_problem,
-    vector,
-)
+from chita_opt.certificates.problem_data import allowed_weights, read_problem
 from chita_opt.certificates.tree_proof import (
     ProofReport,
     check_claims,
@@ -62,8 +58,7 @@ def replay_blocks(
 ) -> ProofReport:
     """Check the arrays of a file; the arithmetic behind :func:`verify_blocks`."""
     problem = read_problem(arrays, specification)
-    w = vector(arrays, "solution.w", problem.p)
-    check_support(w, problem.rows, problem.h)
+    w = allowed_weights(arrays, problem)
     blocks = [on_block(problem, s, data) for s, data in separate(problem.data)]
     proven = [prove_counts(arrays, f"blocks.{n}", block) for n, block in enumerate(blocks)]
     total = int(with_count(problem, problem.p).h[-1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt import __version__
@@ -19,6 +20,7 @@ from chita_opt.certificates.verification import SCOPE, Verification, evaluate
 from chita_opt.errors import CertificateError
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution
+from chita_opt.supports import LinearRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +170,7 @@ def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray
     problem = solution.problem
     point = dual_point(problem, bound.witness, bound.split)
     arrays = problem_arrays(problem)
-    arrays["solution.w"] = _numpy(solution.w)
+    arrays |= solution_arrays(solution)
     arrays["bound.witness"] = _numpy(bound.witness)
     arrays["bound.multipliers"] = problem.supports.multipliers(point.gains)
     if bound.split is not None:
@@ -187,18 +189,37 @@ def dense_arrays(problem: Problem) -> dict[str, np.ndarray]:
 
 def problem_arrays(problem: Problem) -> dict[str, np.ndarray]:
     """The data of a problem by their names in a file."""
-    G, h = problem.supports.rows()
-    G = G.tocoo()
+    rows = problem.supports.rows()
     arrays = {f"problem.curvature.{k}": _numpy(a) for k, a in problem.curvature.arrays().items()}
     return arrays | {
         "problem.w_bar": _numpy(problem.w_bar),
         "problem.g": _numpy(problem.g),
         "problem.rho": _numpy(problem.rho),
-        "problem.rows.row": G.row.astype(np.int64),
-        "problem.rows.column": G.col.astype(np.int64),
-        "problem.rows.value": G.data.astype(np.float64),
-        "problem.rows.h": h,
+        "problem.rows.h": rows.h,
+        **_entries("problem.rows", rows.G),
+        **(_auxiliary_rows(rows) if rows.q else {}),
     }
+
+
+def _entries(name: str, matrix: csr_array) -> dict[str, np.ndarray]:
+    found = matrix.tocoo()
+    return {
+        f"{name}.row": found.row.astype(np.int64),
+        f"{name}.column": found.col.astype(np.int64),
+        f"{name}.value": found.data.astype(np.float64),
+    }
+
+
+def _auxiliary_rows(rows: LinearRows) -> dict[str, np.ndarray]:
+    name = "problem.rows.auxiliary"
+    return {f"{name}.size": np.array([rows.q], dtype=np.int64), **_entries(name, rows.E)}
+
+
+def solution_arrays(solution: Solution) -> dict[str, np.ndarray]:
+    """The weights of a solution, and the family's auxiliary values for them."""
+    arrays = {"solution.w": _numpy(solution.w)}
+    u = solution.problem.supports.auxiliary(solution.mask)
+    return arrays | ({"solution.auxiliary": u.astype(np.float64)} if len(u) else {})
 
 
 def problem_specification(problem: Problem) -> dict[str, Any]:

@@ -16,7 +16,7 @@ a total the best one is read off the sorted gains.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,12 +28,14 @@ from chita_opt.certificates.arithmetic import (
     prove_semidefinite,
 )
 from chita_opt.certificates.problem_data import StoredProblem
+from chita_opt.certificates.row_prices import simplex_prices
+from chita_opt.certificates.stored_rows import StoredRows
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 FREE, OUT, IN = -1, 0, 1
 _U = 2.0**-53
-_SWEEPS = 30
+_FORCE = 64.0  # score of a weight fixed in, over the sum of all gains
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +124,12 @@ class NodeBounds:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """The rows G z <= h of a support family, and whether they are budgets on a partition.
+    """The rows of a support family, and whether they are budgets on a partition.
 
     Attributes
     ----------
-    row, column, value : Array
-        Entries of G.
-    h : Array
-        (rows,) right-hand side.
+    rows : StoredRows
+        As in the file.
     p : int
         Number of weights.
     group : Array or None
@@ -138,20 +138,17 @@ class Family:
         Row that holds every weight, -1 for none.
     """
 
-    row: Array
-    column: Array
-    value: Array
-    h: Array
+    rows: StoredRows
     p: int
     group: Array | None = None
     total: int = -1
-    per_column: int = field(default=0)
 
     @classmethod
     def of(cls, problem: StoredProblem) -> Family:
         """Recognise budgets on a partition, with or without a total."""
-        (row, column, value), h, p = problem.rows, problem.h, problem.p
-        sizes = np.bincount(row, minlength=len(h))
+        rows, p = problem.rows, problem.p
+        row, column, value = rows.G
+        sizes = np.bincount(row, minlength=len(rows.h))
         whole = np.flatnonzero(sizes == p)
         total = int(whole[-1]) if len(whole) else -1
         inner = row != total
@@ -159,38 +156,50 @@ class Family:
         group[column[inner]] = row[inner]
         repeated = np.bincount(column[inner], minlength=p).max(initial=0) > 1
         twice = len(np.unique(row * p + column)) < len(row)
-        plain = bool((value == 1.0).all()) and not repeated and not twice
-        deepest = int(np.bincount(column, minlength=p).max(initial=0))
-        return cls(row, column, value, h, p, group if plain else None, total, deepest)
+        plain = bool((value == 1.0).all()) and not repeated and not twice and not rows.q
+        return cls(rows, p, group if plain else None, total)
 
     def room(self, state: Array) -> Array | None:
-        """What the weights fixed in leave of h; None if they take more than there is."""
-        held = np.where(state[self.column] == IN, self.value, 0.0)
-        taken = np.bincount(self.row, weights=held, minlength=len(self.h))
-        left = self.h - taken
-        slack = gamma(self.p + 2) * (taken + np.abs(self.h))
+        """What the weights fixed in leave of h; None if some row has too little for every u."""
+        row, column, value = self.rows.G
+        held = np.where(state[column] == IN, value, 0.0)
+        taken = np.bincount(row, weights=held, minlength=len(self.rows.h))
+        left = self.rows.h - taken
+        slack = gamma(self.p + 2) * (taken + np.abs(self.rows.h))
         if self.group is not None:
             slack = 0.0 * slack  # sums of ones are exact
-        return None if bool((left < -slack).any()) else left + slack
+        least = self.rows.least()
+        empty = left - least < -slack - gamma(self.rows.q + 2) * np.abs(least)
+        return None if bool(empty.any()) else left + slack
+
+    def is_empty(self, state: Array) -> bool:
+        """Whether it is proven that no mask of the family keeps all weights fixed in."""
+        if self.room(state) is None:
+            return True
+        inside = (state == IN).astype(np.float64)
+        if self.group is not None or not inside.any():
+            return False
+        value, error = self.rows.maximum(inside, self._prices(inside, inside > 0.0))
+        return value + error < float(inside.sum())
 
     def maximum(self, gain: Array, state: Array, room: Array) -> tuple[float, float]:
         """Upper bound on the best sum of gains over the free weights, and its rounding error."""
         free = np.where(state == FREE, gain, 0.0)
         y = self._budget_prices(free, state, room)
         if y is None:
-            y = self._prices(free, room)
-        price = np.zeros(self.p)
-        np.add.at(price, self.column, self.value * y[self.row])
-        excess = np.maximum(free - price, 0.0)[state == FREE]
-        value = float(room @ y) + float(excess.sum())
-        size = float((free + price)[state == FREE].sum()) + float(np.abs(room) @ y)
-        return value, (gamma(self.p + len(self.h)) + gamma(self.per_column + 4)) * size
+            forced = _FORCE * float(free.sum()) or 1.0
+            scores = np.where(state == IN, forced, free)
+            y = self._prices(scores, scores > 0.0)
+        rest = StoredRows(self.rows.G, room, self.rows.E, self.rows.q)
+        price = rest.price(y, self.p)
+        value, error = rest.maximum(np.where(state == FREE, free, price), y)
+        return value, error
 
     def _budget_prices(self, free: Array, state: Array, room: Array) -> Array | None:
         """The first gain beyond each group's room, and beyond the total of what groups keep."""
         if self.group is None:
             return None
-        y = np.zeros(len(self.h))
+        y = np.zeros(len(self.rows.h))
         candidates = np.flatnonzero(state == FREE)
         candidates = candidates[np.argsort(-free[candidates], kind="stable")]
         label = self.group[candidates]
@@ -210,23 +219,14 @@ class Family:
             y[self.total] = tau
         return y
 
-    def _prices(self, free: Array, room: Array) -> Array:
-        """Coordinate descent on the convex dual, row by row; any end is a valid price."""
-        y, price = np.zeros(len(self.h)), np.zeros(self.p)
-        entries = [np.flatnonzero(self.row == i) for i in range(len(self.h))]
-        for _ in range(_SWEEPS):
-            before = y.copy()
-            for i, own in enumerate(entries):
-                column, value = self.column[own], self.value[own]
-                used = value > 0.0
-                column, value = column[used], value[used]
-                price[column] -= value * y[i]
-                steps = np.maximum(free[column] - price[column], 0.0) / value
-                order = np.argsort(-steps)
-                spent = np.cumsum(value[order])
-                beyond = np.flatnonzero(spent > room[i])
-                y[i] = float(steps[order[beyond[0]]]) if len(beyond) else 0.0
-                price[column] += value * y[i]
-            if np.array_equal(before, y):
-                break
-        return y
+    def _prices(self, scores: Array, columns: Array) -> Array:
+        """Multipliers of the linear program over some columns and the auxiliary variables."""
+        row, column, value = self.rows.G
+        number = np.cumsum(columns) - 1
+        here = columns[column]
+        A = np.zeros((len(self.rows.h), int(columns.sum()) + self.rows.q))
+        np.add.at(A, (row[here], number[column[here]]), value[here])
+        row, column, value = self.rows.E
+        np.add.at(A, (row, column + int(columns.sum())), value)
+        c = np.concatenate([scores[columns], np.zeros(self.rows.q)])
+        return simplex_prices(A, self.rows.h, c)

@@ -27,7 +27,7 @@ from chita_opt.certificates.arithmetic import Enclosed, gamma, objective, prove_
 from chita_opt.certificates.node_bound import FREE, Gains, NodeBounds
 from chita_opt.certificates.problem_data import (
     StoredProblem,
-    check_support,
+    allowed_weights,
     integers,
     matrix,
     read_problem,
@@ -74,8 +74,7 @@ def verify_pairs(path: str | Path, problem_path: str | Path | None = None) -> Ve
 def evaluate_pairs(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> Verification:
     """Upper and lower value from the arrays of a file."""
     problem = read_problem(arrays, specification)
-    w = vector(arrays, "solution.w", problem.p)
-    check_support(w, problem.rows, problem.h)
+    w = allowed_weights(arrays, problem)
     bounds = NodeBounds(problem)
     gains = pair_gains(bounds, read_split(arrays, problem))
     lower = bounds.bound(gains, np.full(problem.p, FREE, dtype=np.int8))

@@ -18,7 +18,6 @@ import numpy as np
 from chita_opt.certificates.arithmetic import QuadraticData, objective
 from chita_opt.certificates.node_bound import NodeBounds
 from chita_opt.certificates.problem_data import (
-    Rows,
     StoredProblem,
     check_support,
     integers,
@@ -26,6 +25,7 @@ from chita_opt.certificates.problem_data import (
     read_problem,
     vector,
 )
+from chita_opt.certificates.stored_rows import StoredRows
 from chita_opt.certificates.tree_proof import (
     TREE_ARRAYS,
     ProofReport,
@@ -122,7 +122,7 @@ def replay_path(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -
 
 
 def _objective(problem: StoredProblem, k: int, w: Array) -> float:
-    check_support(w, problem.rows, problem.h)
+    check_support(w, problem.rows, np.empty(0))
     if np.count_nonzero(w) > k:
         raise CertificateError(
             f"the weights for a count of {k} keep {np.count_nonzero(w)}; they must keep no more"
@@ -160,7 +160,7 @@ def _trees(arrays: Mapping[str, Array], prefix: str, count: int) -> list[dict[st
 
 def with_count(problem: StoredProblem, count: int) -> StoredProblem:
     """The problem with at most ``count`` kept weights; rows over all weights that say less go."""
-    (row, column, value), h = problem.rows, problem.h
+    (row, column, value), h = problem.rows.G, problem.rows.h
     p = problem.p
     ones = np.bincount(row, weights=value == 1.0, minlength=len(h))
     whole = (ones == p) & (np.bincount(row, minlength=len(h)) == p) & _distinct(row, column, h, p)
@@ -168,12 +168,13 @@ def with_count(problem: StoredProblem, count: int) -> StoredProblem:
     kept = ~whole[row]
     number = np.cumsum(~whole) - 1
     last = int((~whole).sum())
-    rows: Rows = (
+    G = (
         np.append(number[row[kept]], np.full(p, last)),
         np.append(column[kept], np.arange(p)),
         np.append(value[kept], np.ones(p)),
     )
-    return StoredProblem(problem.data, rows, np.append(h[~whole], float(tightest)))
+    rows = StoredRows(G, np.append(h[~whole], float(tightest)))
+    return StoredProblem(problem.data, rows)
 
 
 def _distinct(row: Array, column: Array, h: Array, p: int) -> Array:
@@ -184,7 +185,8 @@ def _distinct(row: Array, column: Array, h: Array, p: int) -> Array:
 
 def on_block(problem: StoredProblem, s: slice, data: QuadraticData) -> StoredProblem:
     """A block with the family's rows cut to its columns."""
-    row, column, value = problem.rows
+    row, column, value = problem.rows.G
     inside = (column >= s.start) & (column < s.stop)
     names, number = np.unique(row[inside], return_inverse=True)
-    return StoredProblem(data, (number, column[inside] - s.start, value[inside]), problem.h[names])
+    G = (number, column[inside] - s.start, value[inside])
+    return StoredProblem(data, StoredRows(G, problem.rows.h[names]))

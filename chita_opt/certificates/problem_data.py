@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from chita_opt.certificates.arithmetic import QuadraticData
+from chita_opt.certificates.stored_rows import Entries, StoredRows
 from chita_opt.errors import CertificateError
 
 Array = np.ndarray
-Rows = tuple[Array, Array, Array]
 _MOST_ROWS = 2**31
 
 
@@ -24,15 +24,12 @@ class StoredProblem:
     ----------
     data : QuadraticData
         The quadratic.
-    rows : tuple of Array
-        The family's matrix G as (row index, column index, value), each (entries,).
-    h : Array
-        (rows,) right-hand side of ``G z <= h``.
+    rows : StoredRows
+        The family's rows.
     """
 
     data: QuadraticData
-    rows: Rows
-    h: Array
+    rows: StoredRows
 
     @property
     def p(self) -> int:
@@ -57,8 +54,8 @@ def read_problem(arrays: Mapping[str, Array], specification: Mapping[str, Any]) 
     w_bar, g, rho = (vector(arrays, f"problem.{name}", p) for name in ("w_bar", "g", "rho"))
     if not bool((rho >= 0.0).all()):
         raise CertificateError("problem.rho holds a negative ridge")
-    rows, h = _family_rows(arrays, p)
-    return StoredProblem(QuadraticData(described, curvature, w_bar, g, rho), rows, h)
+    rows = _family_rows(arrays, p)
+    return StoredProblem(QuadraticData(described, curvature, w_bar, g, rho), rows)
 
 
 def vector(arrays: Mapping[str, Array], name: str, length: int | None = None) -> Array:
@@ -84,29 +81,53 @@ def matrix(arrays: Mapping[str, Array], name: str, shape: tuple[int | None, int 
     return _checked(arrays, name, shape, ("float32", "float64"))
 
 
-def check_support(w: Array, rows: Rows, h: Array) -> None:
-    """Refuse weights whose support breaks a row of the family."""
-    row, column, value = rows
-    kept = np.bincount(row, weights=value * (w[column] != 0), minlength=len(h))
-    if bool((kept > h).any()):
-        worst = int(np.argmax(kept - h))
+def allowed_weights(arrays: Mapping[str, Array], problem: StoredProblem) -> Array:
+    """The weights of a file; refused where their support breaks a row of the family.
+
+    Where the rows have auxiliary variables, the file gives values for them.
+    """
+    w = vector(arrays, "solution.w", problem.p)
+    u = np.empty(0)
+    if problem.rows.q:
+        u = vector(arrays, "solution.auxiliary", problem.rows.q)
+    check_support(w, problem.rows, u)
+    return w
+
+
+def check_support(w: Array, rows: StoredRows, u: Array) -> None:
+    """Refuse weights whose support breaks a row, with auxiliary values u (q,) in [0, 1]."""
+    if u.shape != (rows.q,) or not bool(((u >= 0.0) & (u <= 1.0)).all()):
+        raise CertificateError(f"the family needs {rows.q} auxiliary values in [0, 1]")
+    found = rows.broken(w != 0.0, u)
+    if found is not None:
         raise CertificateError(
-            f"the weights break row {worst} of the support family: {kept[worst]:g} > {h[worst]:g}"
+            f"the weights break row {found[0]} of the support family by {found[1]:g}"
         )
 
 
-def _family_rows(arrays: Mapping[str, Array], p: int) -> tuple[Rows, Array]:
+def _family_rows(arrays: Mapping[str, Array], p: int) -> StoredRows:
     h = vector(arrays, "problem.rows.h")
-    row = integers(arrays, "problem.rows.row", 0, len(h))
-    column = integers(arrays, "problem.rows.column", 0, p)
-    value = vector(arrays, "problem.rows.value", len(row))
-    if len(column) != len(row):
-        raise CertificateError(
-            f"problem.rows.row has {len(row)} entries, problem.rows.column {len(column)}"
-        )
-    if not bool((value >= 0.0).all()):
+    G = _entries(arrays, "problem.rows", len(h), p)
+    if not bool((G[2] >= 0.0).all()):
         raise CertificateError("problem.rows.value holds a negative entry")
-    return (row, column, value), h
+    name = "problem.rows.auxiliary"
+    if f"{name}.size" not in arrays:
+        return StoredRows(G, h)
+    size = integers(arrays, f"{name}.size", 0, 2**31)
+    if len(size) != 1:
+        raise CertificateError(f"{name}.size must hold one whole number")
+    q = int(size[0])
+    return StoredRows(G, h, _entries(arrays, name, len(h), q), q)
+
+
+def _entries(arrays: Mapping[str, Array], name: str, rows: int, columns: int) -> Entries:
+    """A sparse matrix by its name, ranges and lengths checked."""
+    row = integers(arrays, f"{name}.row", 0, rows)
+    column = integers(arrays, f"{name}.column", 0, columns)
+    value = vector(arrays, f"{name}.value", len(row))
+    if len(column) != len(row):
+        raise CertificateError(f"{name}.row has {len(row)} entries, {name}.column {len(column)}")
+    return row, column, value
 
 
 def _curvature_size(described: Any, arrays: Mapping[str, Array], where: str) -> int:

@@ -18,6 +18,7 @@ from chita_opt.certificates.certificate import (
     dense_arrays,
     problem_arrays,
     problem_specification,
+    solution_arrays,
 )
 from chita_opt.certificates.container import array_hash, write_sealed
 from chita_opt.certificates.tree_proof import TREE_ARRAYS, ProofReport
@@ -170,7 +171,7 @@ def _write(
 def _solution_arrays(solution: Solution) -> Arrays:
     """A problem, its weights, and the minimiser that relative gaps refer to."""
     arrays = problem_arrays(solution.problem) | dense_arrays(solution.problem)
-    return arrays | {"solution.w": solution.w.detach().cpu().numpy()}
+    return arrays | solution_arrays(solution)
 
 
 def _path_arrays(prefix: str, proof: PathProof) -> Arrays:

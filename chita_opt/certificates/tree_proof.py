@@ -21,11 +21,10 @@ from chita_opt.certificates.arithmetic import objective
 from chita_opt.certificates.container import array_hash, read_sealed
 from chita_opt.certificates.node_bound import FREE, IN, OUT, Gains, NodeBounds
 from chita_opt.certificates.problem_data import (
-    check_support,
+    allowed_weights,
     integers,
     matrix,
     read_problem,
-    vector,
 )
 from chita_opt.certificates.verification import dense_minimum, increase, ratio
 from chita_opt.errors import CertificateError
@@ -173,8 +172,7 @@ def replay(
 ) -> ProofReport:
     """Check a log's arrays against a cutoff; the arithmetic behind :func:`verify_proof`."""
     problem = read_problem(arrays, specification)
-    w = vector(arrays, "solution.w", problem.p)
-    check_support(w, problem.rows, problem.h)
+    w = allowed_weights(arrays, problem)
     upper = objective(problem.data, w)
     tree = read_tree(arrays, problem.p)
     bounds = NodeBounds(problem)
@@ -302,10 +300,12 @@ class _Replay:
     def _close(self, gains: Gains | None, state: Array, what: str) -> None:
         """Refuse unless a state is empty or its bound reaches the cutoff."""
         if gains is None:
-            if self.bounds.family.room(state) is None:
+            if self.bounds.family.is_empty(state):
                 return
             raise CertificateError(f"{what} has no witness, and its state is not empty")
         bound = self.bounds.bound(gains, state)
+        if bound < self.weakest and self.bounds.family.is_empty(state):
+            return
         self.weakest = min(self.weakest, bound)
         if not bound >= self.cutoff:
             raise CertificateError(

@@ -13,7 +13,7 @@ from chita_opt.certificates.arithmetic import Enclosed, dual_value, objective
 from chita_opt.certificates.container import array_hash, read_sealed
 from chita_opt.certificates.problem_data import (
     StoredProblem,
-    check_support,
+    allowed_weights,
     read_problem,
     vector,
 )
@@ -107,12 +107,10 @@ def check_file(
 def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> Verification:
     """Upper and lower value from the arrays of a certificate; refuses weights that don't fit."""
     problem = read_problem(arrays, specification)
-    data, rows, h = problem.data, problem.rows, problem.h
-    w = vector(arrays, "solution.w", problem.p)
-    check_support(w, rows, h)
+    data, w = problem.data, allowed_weights(arrays, problem)
     split = vector(arrays, "bound.split", problem.p) if "bound.split" in arrays else None
-    y = vector(arrays, "bound.multipliers", len(h))
-    lower = dual_value(data, vector(arrays, "bound.witness"), split, rows, h, y)
+    y = vector(arrays, "bound.multipliers", len(problem.rows.h))
+    lower = dual_value(data, vector(arrays, "bound.witness"), split, problem.rows, y)
     upper = objective(data, w)
     everything = objective(data, np.zeros_like(w))
     dense = dense_minimum(arrays, problem)

@@ -111,7 +111,7 @@ class Tree:
         self.quadratic = quadratic or Quadratic.of(problem)
         self.best = Incumbents(problem, self.quadratic, self.clock, start)
         self.log = ProofLog(self.quadratic) if options.proof else None
-        family = allowed(problem.supports)
+        family = allowed(problem.supports, proof=self.log is not None)
         if self.log is None:  # a verifier knows no orders
             family = ordered(problem, family)
         solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)

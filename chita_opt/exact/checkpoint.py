@@ -128,8 +128,9 @@ def read_arrays(path: Path, names: tuple[str, ...], mark: bytes) -> dict[str, Ar
 
 def fingerprint(quadratic: Quadratic, supports: SupportFamily) -> bytes:
     """SHA-256 over the quadratic and the family's rows."""
-    G, h = supports.rows()
+    rows = supports.rows()
     digest = hashlib.sha256(repr(sorted(map(str, supports.specification.items()))).encode())
-    for array in (quadratic.H, quadratic.b, G.indptr, G.indices, G.data, h):
+    parts = [a for M in (rows.G, rows.E) for a in (M.indptr, M.indices, M.data)]
+    for array in (quadratic.H, quadratic.b, *parts, rows.h):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()

@@ -136,13 +136,13 @@ def _members(supports: SupportFamily, codes: Array) -> Array:
 
 
 def _rows_allow(supports: SupportFamily) -> Array:
-    """(2^p,) bool: which masks, read as binary numbers, satisfy ``G z <= h``."""
-    G, h = supports.rows()
+    """(2^p,) bool: which masks, read as binary numbers, the rows allow."""
+    rows = supports.rows()
     codes = np.arange(2**supports.size)
     allowed = np.empty(len(codes), dtype=bool)
     for i in range(0, len(codes), _BATCH):
         Z = _bits(codes[i : i + _BATCH], supports.size).astype(np.float64)
-        allowed[i : i + _BATCH] = (Z @ G.T <= h + 1e-9).all(axis=1)
+        allowed[i : i + _BATCH] = rows.allow(Z)
     return allowed
 
 

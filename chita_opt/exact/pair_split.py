@@ -211,13 +211,15 @@ def _prices(problem: Problem, split: PairWitness, gains: Array, most: Array) -> 
     m, p, scale = len(most), problem.p, float(gains.max(initial=0.0) + most.max(initial=0.0))
     if not m or not scale > 0.0:
         return np.zeros(m)
-    G, h = problem.supports.rows()
+    rows = problem.supports.rows()
+    size = p + rows.q
     index = np.concatenate([split.first, split.second]), np.tile(np.arange(m), 2)
-    touching = coo_array((np.ones(2 * m), index), shape=(p, m))
-    rows = hstack([touching, -G.T, -identity(p)], format="csr")
-    cost = np.concatenate([-np.ones(m), h, np.ones(p)])
-    bounds = [(0.0, value) for value in most / scale] + [(0.0, None)] * (len(h) + p)
-    found = linprog(cost, A_ub=rows, b_ub=-gains / scale, bounds=bounds, method="highs")
+    touching = coo_array((np.ones(2 * m), index), shape=(size, m))
+    dual = hstack([touching, -rows.joint.T, -identity(size)], format="csr")
+    cost = np.concatenate([-np.ones(m), rows.h, np.ones(size)])
+    right = np.concatenate([-gains / scale, np.zeros(rows.q)])
+    bounds = [(0.0, value) for value in most / scale] + [(0.0, None)] * (len(rows.h) + size)
+    found = linprog(cost, A_ub=dual, b_ub=right, bounds=bounds, method="highs")
     if found.x is None:
         return np.zeros(m)
     return np.clip(scale * found.x[:m], 0.0, most)

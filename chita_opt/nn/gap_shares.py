@@ -42,7 +42,7 @@ def gap_shares(certificate: Certificate, layer_map: LayerMap) -> dict[str, float
     w, mask = certificate.solution.w, certificate.solution.mask
     point = dual_point(problem, bound.witness, bound.split)
     d = problem.rho if bound.split is None else problem.rho + bound.split
-    G, _ = problem.supports.rows()
+    G = problem.supports.rows().G
     prices = torch.from_numpy(G.T @ problem.supports.multipliers(point.gains)).to(w.device)
     kept = 0.5 * d * (w - point.pull / d).square() + (prices - point.gains).clamp_min(0.0)
     terms = torch.where(mask, kept, (point.gains - prices).clamp_min(0.0))

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linprog
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt.errors import SupportError
+from chita_opt.supports.linear_rows import Array, LinearRows
 
-Array = np.ndarray
+_FEW = 256  # weights up to which exchanges are asked one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,30 @@ class SupportFamily(ABC):
       projection of iterative hard thresholding (scores :math:`v_j^2`), the inner maximum of the
       dual bound (scores :math:`c_j^2/2d_j`) and magnitude pruning (scores :math:`\bar w_j^2`).
     * ``contains(mask)``.
-    * ``rows()``: a matrix G and a vector h with :math:`Gz \le h` for every mask in the family, for
-      Pyomo, cvxpy and the solver-free check of a certificate.
+    * ``rows()``: linear rows that every mask in the family satisfies, for Pyomo, cvxpy and the
+      solver-free check of a certificate (see :class:`LinearRows`).
 
-    Only these and ``size``, ``name`` and ``specification`` must be written for a new family. The
-    rest has working, slower defaults.
+    Only these and ``size``, ``name`` and ``specification`` must be written for a new family, and
+    ``auxiliary`` where the rows have auxiliary variables. The rest has working, slower defaults.
+
+    Attributes
+    ----------
+    size : int
+        Number of weights p.
+    is_exact : bool
+        Whether ``best_support`` is the maximum. Where it is only a good mask, ``value_bound`` is
+        above the maximum, and every bound uses it.
+    rows_are_tight : bool
+        Whether the rows describe the convex hull of the family, so that their linear program has
+        the oracle's value. Where they don't, proofs that a replay checks rest on the rows alone.
+    binary_auxiliary : bool
+        Whether a model must hold the auxiliary variables binary; False where binary z suffice.
     """
 
     size: int
+    is_exact: bool = True
+    rows_are_tight: bool = True
+    binary_auxiliary: bool = False
 
     @property
     @abstractmethod
@@ -78,8 +94,14 @@ class SupportFamily(ABC):
         """Whether ``mask`` (p,) bool belongs to the family."""
 
     @abstractmethod
-    def rows(self) -> tuple[csr_array, Array]:
-        """Linear rows ``G z <= h``, G with entries >= 0, valid for every mask in the family."""
+    def rows(self) -> LinearRows:
+        """Linear rows ``G z + E u <= h``, valid for every mask in the family with some u."""
+
+    def auxiliary(self, mask: Tensor) -> Array:
+        """Values u (q,) in {0, 1} that satisfy the rows with a mask of the family."""
+        if self.rows().q:
+            raise SupportError(f"{self.name} has auxiliary variables, but no auxiliary method")
+        return np.empty(0)
 
     @property
     def is_laminar(self) -> bool:
@@ -89,22 +111,35 @@ class SupportFamily(ABC):
     @property
     def max_count(self) -> int:
         """Largest number of weights that a mask of the family keeps."""
-        return int(self.best_support(torch.ones(self.size, dtype=torch.float64)).sum())
+        ones = torch.ones(self.size, dtype=torch.float64)
+        return int(self.value_bound(ones) * (1.0 + 1e-9))
 
     def best_value(self, scores: Tensor) -> float:
         """Sum of ``scores`` over the best support, in float64."""
         return float(scores.double()[self.best_support(scores)].sum())
 
+    def value_bound(self, scores: Tensor) -> float:
+        """Not below the largest sum of ``scores``; the best value where the oracle is exact."""
+        if self.is_exact:
+            return self.best_value(scores)
+        s = scores.double().cpu().numpy()
+        return self.rows().bound(s, self.multipliers(scores)) * (1.0 + 1e-12)
+
+    def bound_at(self, scores: Tensor, mask: Tensor) -> float:
+        """``value_bound`` where the oracle's ``mask`` for the scores is at hand."""
+        return float(scores[mask].sum()) if self.is_exact else self.value_bound(scores)
+
     def multipliers(self, scores: Tensor) -> Array:
         r"""Row multipliers y >= 0 that bound the best value without a solver.
 
-        For any y >= 0, :math:`\max_{z\in\mathcal S} s^\top z \le h^\top y + \sum_j (s - G^\top
-        y)_j^+`. The default solves the linear program; families with tight rows override it.
+        Any y >= 0 serves (see :meth:`LinearRows.bound`). The default solves the linear program of
+        the rows; large families override it.
         """
-        G, h = self.rows()
+        rows = self.rows()
         s = scores.double().cpu().numpy()
         scale = float(s.max(initial=0.0)) or 1.0
-        solved = linprog(-s / scale, A_ub=G, b_ub=h, bounds=(0, 1), method="highs")
+        cost = np.concatenate([-s / scale, np.zeros(rows.q)])
+        solved = linprog(cost, A_ub=rows.joint, b_ub=rows.h, bounds=(0, 1), method="highs")
         if solved.status != 0:
             raise SupportError(f"the linear program of {self.name} failed: {solved.message}")
         return scale * np.maximum(-solved.ineqlin.marginals, 0.0)
@@ -112,10 +147,13 @@ class SupportFamily(ABC):
     def exchange_costs(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Loss of best value when weight j is forced against ``mask`` (the best support).
 
-        Entry j is the loss when a kept weight is forced out, or a pruned one forced in. The
-        default asks the oracle p times.
+        Entry j is not above the loss when a kept weight is forced out, or a pruned one forced in.
+        The default asks an exact oracle p times where p is small, and reads the multipliers of the
+        rows elsewhere.
         """
         s = scores.double()
+        if not self.is_exact or self.size > _FEW:
+            return self._priced_exchange(s, mask)
         best = float(s[mask].sum())
         large = 1.0 + 2.0 * float(s.sum())
         costs = torch.empty_like(s)
@@ -129,6 +167,13 @@ class SupportFamily(ABC):
             chosen[j] = not mask[j]
             costs[j] = best - float(s[chosen].sum())
         return costs
+
+    def _priced_exchange(self, s: Tensor, mask: Tensor) -> Tensor:
+        """Reduced costs of the rows, less what their bound lies above the family's own."""
+        values, rows, y = s.cpu().numpy(), self.rows(), self.multipliers(s)
+        costs = rows.exchange_costs(values, y, mask.cpu().numpy())
+        excess = rows.bound(values, y) - self.bound_at(s, mask)
+        return torch.from_numpy(np.maximum(costs - max(excess, 0.0), 0.0)).to(s.device)
 
     def exchange_margins(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Rough loss from exchanging weight j, for any mask; negative where it looks like a gain.

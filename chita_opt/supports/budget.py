@@ -24,6 +24,7 @@ from torch import Tensor
 from chita_opt.errors import SupportError
 from chita_opt.supports import thresholds
 from chita_opt.supports.base import Array, SmoothedMaximum, SupportFamily
+from chita_opt.supports.linear_rows import LinearRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +183,7 @@ class Budget(SupportFamily):
         over = bool((kept > self._groups(mask.device).caps).any())
         return not over and (self.total is None or int(kept.sum()) <= self.total)
 
-    def rows(self) -> tuple[csr_array, Array]:
+    def rows(self) -> LinearRows:
         """One row a group, and one for the total where there is one."""
         labels = self.labels.numpy()
         columns = np.arange(self.size)
@@ -193,7 +194,7 @@ class Budget(SupportFamily):
         bounds = np.concatenate(h).astype(np.float64)
         index = (np.concatenate(blocks), np.tile(columns, len(blocks)))
         G = csr_array((np.ones(len(index[0])), index), shape=(len(bounds), self.size))
-        return G, bounds
+        return LinearRows.plain(G, bounds)
 
     def multipliers(self, scores: Tensor) -> Array:
         """Tight row multipliers: the first pruned score of each group, less the total's."""
