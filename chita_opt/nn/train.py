@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from chita_opt.errors import DataError
 from chita_opt.nn.evaluation import evaluating
+from chita_opt.nn.training_checkpoint import TrainingCheckpoint
 
 AfterStep = Callable[[nn.Module], object]
 
@@ -110,6 +112,7 @@ def train_classifier(
     seed: int = 0,
     mask_keeper: AfterStep | None = None,
     time_limit: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> TrainingLog:
     """Train a model in place to small negative log-likelihood.
 
@@ -134,6 +137,9 @@ def train_classifier(
         pruned weights back to zero. Masked gradients are not enough, since momentum revives them.
     time_limit : float, optional
         Seconds after which no further step is begun.
+    checkpoint : path, optional
+        File that is written after every epoch. Where it exists the run goes on from it, and on the
+        CPU ends at the same bits as one that was never stopped; a finished run returns at once.
 
     Returns
     -------
@@ -143,17 +149,21 @@ def train_classifier(
     Raises
     ------
     DataError
-        No samples, or ``x`` and ``y`` differ in length.
+        No samples, ``x`` and ``y`` differ in length, or the checkpoint is of another run.
     """
     if not len(x) or len(x) != len(y):
         raise DataError(f"{len(x)} inputs and {len(y)} classes: need as many of each, at least 1")
     recipe = recipe or TrainingRecipe()
     optimizer = _optimizer(model, recipe)
     order = torch.Generator().manual_seed(seed)
-    clock, steps = _Clock(time_limit), 0
+    clock, kept = _Clock(time_limit), None if checkpoint is None else TrainingCheckpoint(checkpoint)
+    run = f"{recipe}, seed={seed}, {len(x)} samples"
     losses: list[float] = []
     with _training(model, seed):
-        for epoch in range(recipe.epochs):
+        if kept is not None:
+            losses += kept.read(model, optimizer, order, run)
+        steps = len(losses) * -(-len(x) // recipe.batch_size)
+        for epoch in range(len(losses), recipe.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(epoch)
             total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -166,6 +176,8 @@ def train_classifier(
                     mask_keeper(model)
                 steps += 1
             losses.append(float(total) / len(x))
+            if kept is not None:
+                kept.write(model, optimizer, order, losses, run)
     return TrainingLog(tuple(losses), steps, clock.seconds, stopped_early=False)
 
 

@@ -99,14 +99,7 @@ def load_weights(
         If the file is missing or damaged, or is of a later format.
     """
     file = Path(path)
-    if not file.is_file():
-        raise DataError(f"there is no file {file}")
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as archive:
-            header = archive.metadata() or {}
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
+    header, tensors = load_tensors(file, device=device)
     if header.get("chita_opt", WEIGHTS_FORMAT) != WEIGHTS_FORMAT:
         raise DataError(
             f"{file} has format {header['chita_opt']!r}; this version reads {WEIGHTS_FORMAT}"
@@ -123,6 +116,27 @@ def load_weights(
         state[alias] = state[name]
     notes = {key: value for key, value in header.items() if key not in _OWN_KEYS}
     return SavedWeights(state, masks, notes)
+
+
+def load_tensors(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header and all tensors of any safetensors file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no file {file}")
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as archive:
+            header = archive.metadata() or {}
+            return header, {name: archive.get_tensor(name) for name in archive.keys()}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def _untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.files import write_atomically
 from chita_opt.nn.darb.matrix import MAX_WIDTH, VALUE_TYPES, DarbMatrix, RowGroup
 from chita_opt.nn.darb.offset_bits import pack_offsets, unpack_offsets
+from chita_opt.nn.weight_files import load_tensors
 
 DARB_FORMAT = "chita-opt darb 1"
 _NO_WEIGHTS = 255
@@ -96,9 +96,9 @@ def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
         message names the file and the weight.
     """
     file = Path(path)
-    header, tensors = _opened(file)
+    header, tensors = load_tensors(file)
     matrices = {}
-    for name, layer in _layers(file, header).items():
+    for name, layer in _layers(file, header.get("chita_opt", "{}")).items():
         try:
             matrices[name] = _matrix(name, layer, tensors)
         except (DataError, LayerError) as error:
@@ -118,17 +118,6 @@ def _tensors(name: str, matrix: DarbMatrix) -> dict[str, Tensor]:
         found[f"{key}/values"] = group.values.contiguous()
         found[f"{key}/offsets"] = pack_offsets(group.offsets, group.offset_bits)
     return found
-
-
-def _opened(file: Path) -> tuple[str, dict[str, Tensor]]:
-    if not file.is_file():
-        raise DataError(f"there is no file {file}")
-    try:
-        with safe_open(file, framework="pt") as archive:
-            header = (archive.metadata() or {}).get("chita_opt", "{}")
-            return header, {name: archive.get_tensor(name) for name in archive.keys()}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def _layers(file: Path, header: str) -> dict[str, Mapping[str, Any]]:
