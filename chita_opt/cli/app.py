@@ -268,3 +268,46 @@ def demo(out: Path, sparsities: str, time_limit: float, seed: int, as_json: bool
     from chita_opt.cli.demo import run_demo
 
     return run_demo(out, sparsities.split(","), time_limit, seed, as_json)
+
+
+@app.group()
+def plot() -> None:
+    """Draw pictures (.png) of masks and of tables."""
+
+
+_out = click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File (.png)."
+)
+
+
+@plot.command(epilog=_EXIT_CODES)
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_out
+@click.option("--rows", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--columns", type=click.IntRange(1), default=128, show_default=True)
+def masks(weights: Path, out: Path, rows: int, columns: int) -> int:
+    """Draw which weights are kept in WEIGHTS, one dot a weight.
+
+    WEIGHTS is a .safetensors file of prune --out, or of block-regular weights, whose block widths
+    are shown as shades. --rows and --columns say how much of each layer is shown.
+    """
+    from chita_opt.cli.plotting import run_plot_masks
+
+    return run_plot_masks(weights, out, rows=rows, columns=columns)
+
+
+@plot.command(epilog=_EXIT_CODES)
+@click.argument("table", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_out
+@click.option("--net", help="Which network, where TABLE holds several.")
+@click.option(
+    "--measure", default="accuracy", show_default=True, help="Column drawn beside the objective."
+)
+def trade_off(table: Path, out: Path, net: str | None, measure: str) -> int:
+    """Draw what every family of masks costs over the pruning ratio, with the proven bounds.
+
+    TABLE is the .json of a benchmark: rows with family and ratio, and objective, lower and measure.
+    """
+    from chita_opt.cli.plotting import run_plot_trade_off
+
+    return run_plot_trade_off(table, out, net=net, measure=measure)

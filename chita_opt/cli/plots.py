@@ -62,7 +62,7 @@ def plot_over_time(
     gap = 100.0 * certificate.relative_gap
     axes.set_title(f"{title}: proven gap {gap:.2g} %", loc="left")
     axes.legend(frameon=False)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_accuracy(
@@ -100,7 +100,7 @@ def plot_accuracy(
     axes.set_ylabel("test accuracy, %")
     axes.set_title("Accuracy after pruning (not what the bound is about)", loc="left")
     axes.legend(frameon=False, loc="lower left")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _width(i: int, count: int) -> float:
@@ -117,6 +117,18 @@ def _range(objectives: Sequence[float], lower: float) -> tuple[float, float]:
 
 
 def _figure() -> tuple[Any, Any]:
+    figure, (axes,) = canvas(1, 1, size=(7.0, 4.2))
+    return figure, axes
+
+
+def canvas(down: int, across: int, *, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A figure of so many inches and its axes, row by row.
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -124,17 +136,19 @@ def _figure() -> tuple[Any, Any]:
         raise MissingDependencyError(
             "plots need matplotlib; install it with pip install 'chita-opt[plot]'"
         ) from error
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())
 
 
-__all__ = ["CONTROL", "plot_accuracy", "plot_over_time"]
+__all__ = ["CONTROL", "canvas", "plot_accuracy", "plot_over_time", "write_figure"]

@@ -109,6 +109,17 @@ def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
     return DarbWeights(matrices, tensors)
 
 
+def is_darb_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file says that it is one of :func:`save_darb`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    return f'"{DARB_FORMAT}"' in load_tensors(path)[0].get("chita_opt", "")
+
+
 def _tensors(name: str, matrix: DarbMatrix) -> dict[str, Tensor]:
     codes = torch.full((matrix.shape[0],), _NO_WEIGHTS, dtype=torch.uint8)
     found = {f"{name}/widths": codes}
@@ -165,4 +176,4 @@ def _taken(tensors: dict[str, Tensor], key: str, dtype: torch.dtype | None = Non
     return tensor
 
 
-__all__ = ["DARB_FORMAT", "DarbWeights", "load_darb", "save_darb"]
+__all__ = ["DARB_FORMAT", "DarbWeights", "is_darb_file", "load_darb", "save_darb"]
