@@ -17,7 +17,18 @@ from torch import Tensor
 
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
 from chita_opt.problem import Problem
-from chita_opt.supports import Budget, LinearRows, SupportFamily, WholeGroups
+from chita_opt.supports import (
+    Budget,
+    LatencyTable,
+    LinearRows,
+    MinimumKeeps,
+    NestedGroups,
+    NeuronGates,
+    SupportFamily,
+    TreePrices,
+    TwoBudgets,
+    WholeGroups,
+)
 
 Array = np.ndarray
 Draw = torch.Generator
@@ -154,6 +165,50 @@ def unequal_groups(draw: Draw, p: int) -> WholeGroups:
     return WholeGroups(labels, whole(draw, 1, limit), costs)
 
 
+def two_budgets(draw: Draw, p: int) -> TwoBudgets:
+    """Few costs, of which some are zero."""
+    costs = torch.tensor([0, 1, 4, 9])[torch.randint(0, 4, (p,), generator=draw)]
+    costs[0] = 4
+    return TwoBudgets(costs, whole(draw, 1, p), whole(draw, 4, int(costs.sum())))
+
+
+def minimum_keeps(draw: Draw, p: int) -> MinimumKeeps:
+    """Two layers of unequal costs, one weight of each set aside."""
+    sizes, costs = [p // 3, p - p // 3], [3, 1]
+    layers = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    full = sizes[0] * costs[0] + sizes[1] * costs[1]
+    budget = TwoBudgets.per_layer(sizes, costs, k=whole(draw, 2, p), limit=whole(draw, 4, full))
+    return MinimumKeeps(budget, layers, torch.tensor([1, 1]))
+
+
+def latency_table(draw: Draw, p: int) -> LatencyTable:
+    """Two layers of which half, or all, may be kept."""
+    sizes = [p // 2, p - p // 2]
+    tables = [([0, n // 2, n], [0, whole(draw, 1, 3), whole(draw, 4, 6)]) for n in sizes]
+    return LatencyTable.of_tables(sizes, tables, whole(draw, 3, 12))
+
+
+def nested_groups(draw: Draw, p: int) -> NestedGroups:
+    """Four interleaved channels in two layers."""
+    channels = torch.randint(0, 4, (p,), generator=draw)
+    prices = TreePrices(1, whole(draw, 0, 2), whole(draw, 0, 2))
+    return NestedGroups(channels, torch.tensor([0, 0, 1, 1]), prices, whole(draw, 5, p + 8))
+
+
+def tied_neurons(draw: Draw, p: int) -> NeuronGates:
+    """One hidden layer: rows of the first matrix with columns of the second."""
+    hidden = next(h for h in (4, 3, 2, 1) if p % h == 0)
+    inputs = p // hidden - 1
+    return NeuronGates.of_chain([inputs, hidden, 1], [whole(draw, 0, hidden)])
+
+
+def recurrent_neurons(draw: Draw, p: int) -> NeuronGates:
+    """One gate, two neurons tied to each other, and what follows; NP-hard in general."""
+    outputs = whole(draw, 0, 1)
+    inputs = p // 2 - 2 - outputs
+    return NeuronGates.of_recurrent(inputs, 2, gates=1, keep=whole(draw, 1, 2), outputs=outputs)
+
+
 FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "cardinality": lambda draw, p: Budget.cardinality(p, whole(draw, 1, p - 1)),
     "nothing": lambda draw, p: Budget.cardinality(p, 0),
@@ -167,6 +222,12 @@ FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "groups": whole_groups,
     "unequal_groups": unequal_groups,
     "block_2x2": lambda draw, p: WholeGroups.blocks((2, p // 2), (2, 2), whole(draw, 1, p)),
+    "two_budgets": two_budgets,
+    "minimum_keeps": minimum_keeps,
+    "latency_table": latency_table,
+    "nested_groups": nested_groups,
+    "tied_neurons": tied_neurons,
+    "recurrent_neurons": recurrent_neurons,
     "pairs": lambda draw, p: PairBudget(p - p % 2, whole(draw, 1, max(p // 2 - 1, 1))),
 }
 
@@ -260,3 +321,9 @@ def awkward_problem(seed: int) -> Problem:
     family = list(FAMILIES)[(seed // 15) % len(FAMILIES)]
     g = 0.3 * C.product(normal(draw, p)) if whole(draw, 0, 1) else None
     return Problem(C, normal(draw, p), rho, FAMILIES[family](draw, p), g)
+
+
+def set_auxiliary(model: Any, problem: Problem, mask: Tensor) -> None:
+    """Give a model's auxiliary variables the family's values for a mask."""
+    for i, value in enumerate(problem.supports.auxiliary(mask).tolist()):
+        model.auxiliary[i].set_value(value)

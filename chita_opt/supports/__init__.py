@@ -2,16 +2,27 @@
 
 from chita_opt.supports.base import SupportFamily
 from chita_opt.supports.budget import Budget
+from chita_opt.supports.latency_table import LatencyTable
 from chita_opt.supports.linear_rows import LinearRows
+from chita_opt.supports.minimum_keeps import MinimumKeeps
+from chita_opt.supports.nested_groups import NestedGroups, TreePrices
+from chita_opt.supports.neuron_gates import NeuronGates
 from chita_opt.supports.sparsity import KeepCount, keep_count
 from chita_opt.supports.specification import family_from_text
+from chita_opt.supports.two_budgets import TwoBudgets
 from chita_opt.supports.whole_groups import WholeGroups
 
 __all__ = [
     "Budget",
     "KeepCount",
+    "LatencyTable",
     "LinearRows",
+    "MinimumKeeps",
+    "NestedGroups",
+    "NeuronGates",
     "SupportFamily",
+    "TreePrices",
+    "TwoBudgets",
     "WholeGroups",
     "family_from_text",
     "keep_count",

@@ -185,7 +185,7 @@ def _dynamic_program(values: Array, costs: Array, able: Array, budget: int) -> A
     table, picks = np.zeros(size + 1), []
     for r in range(len(values)):
         after = np.full(size + 1, -np.inf)
-        pick = np.zeros(size + 1, dtype=np.int8)
+        pick = np.zeros(size + 1, dtype=np.min_scalar_type(values.shape[1]))
         for o in np.flatnonzero(able[r] & (extra[r] <= size)):
             step = int(extra[r, o])
             candidate = values[r, o] + table[: size + 1 - step]

@@ -1,0 +1,98 @@
+"""Neurons that go with all their weights, and processors that share a layer."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from chita_opt.supports.neuron_gates import NeuronGates
+from chita_opt.supports.neuron_search import NeuronChoice, best_neurons, split_bound
+
+from .family_checks import check_family
+
+CHAINS = {
+    "one_hidden": ([2, 3, 1], [2]),
+    "two_hidden": ([2, 2, 2, 1], [1, 1]),
+    "wide": ([1, 3, 2, 1], [2, 1]),
+}
+
+
+def neurons_allow(family: NeuronGates) -> list[Tensor]:
+    """Masks of all weights between the neurons of each allowed choice."""
+    masks = []
+    for kept in product((False, True), repeat=len(family.groups)):
+        open_ = torch.tensor([*kept, True])
+        counts = torch.bincount(family.groups[open_[:-1]], minlength=len(family.caps))
+        if bool((counts <= family.caps).all()):
+            masks.append(open_[family.gates].all(1))
+    return masks
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", CHAINS)
+def test_chain(name: str, seed: int) -> None:
+    family = NeuronGates.of_chain(*CHAINS[name])
+    masks = neurons_allow(family)
+    check_family(family, lambda mask: any(bool((whole | ~mask).all()) for whole in masks),
+                 np.random.default_rng(seed))  # fmt: skip
+    assert family.is_exact == (name == "one_hidden")
+    assert ("exact" in family.specification["oracle"]) == family.is_exact
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inputs": 1, "hidden": 2, "gates": 1, "keep": 1},
+        {"inputs": 1, "hidden": 2, "gates": 1, "keep": 1, "outputs": 2},
+        {"inputs": 2, "hidden": 2, "gates": 1, "keep": 2, "keep_inputs": 1},
+        {"inputs": 0, "hidden": 3, "gates": 1, "keep": 2},
+        {"inputs": 1, "hidden": 1, "gates": 4, "keep": 0},
+    ],
+)
+def test_recurrent(options: dict[str, int], seed: int) -> None:
+    family = NeuronGates.of_recurrent(**options)
+    masks = neurons_allow(family)
+    check_family(family, lambda mask: any(bool((whole | ~mask).all()) for whole in masks),
+                 np.random.default_rng(seed))  # fmt: skip
+
+
+def random_choice(draw: np.random.Generator) -> NeuronChoice:
+    count = int(draw.integers(2, 9))
+    groups = np.sort(draw.integers(0, 2, count))
+    groups -= groups[0]
+    sizes = np.bincount(groups)
+    pairs = np.triu(draw.random((count, count)) * (draw.random((count, count)) < 0.7), 1)
+    caps = np.array([draw.integers(0, n + 1) for n in sizes])
+    return NeuronChoice(draw.random(count), pairs + pairs.T, groups, caps)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_choice_and_bound_against_enumeration(seed: int) -> None:
+    choice = random_choice(np.random.default_rng(seed))
+    count = len(choice.alone)
+    values = []
+    for size in range(count + 1):
+        for kept in combinations(range(count), size):
+            mask = np.isin(np.arange(count), kept)
+            inside = np.bincount(choice.groups[mask], minlength=len(choice.caps)) <= choice.caps
+            values.append(choice.value(mask) if inside.all() else 0.0)
+    best, found = max(values), best_neurons(choice)
+    assert (np.bincount(choice.groups[found], minlength=len(choice.caps)) <= choice.caps).all()
+    assert 0.9 * best - 1e-12 <= choice.value(found) <= best + 1e-12
+    bound = split_bound(choice, choice.value(found))
+    assert bound.value >= best - 1e-12
+    assert bound.shares + bound.shares.T == pytest.approx(choice.pairs)
+
+
+def test_the_split_beats_the_plain_relaxation() -> None:
+    """Where all neurons are alike, half of them are worth a quarter, not half, of all pairs."""
+    count = 40
+    choice = NeuronChoice(
+        np.zeros(count), 1.0 - np.eye(count), np.zeros(count, dtype=np.int64), np.array([20])
+    )
+    assert split_bound(choice, 0.0).value == pytest.approx(20 * 19 / 2)
