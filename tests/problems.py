@@ -18,8 +18,10 @@ from torch import Tensor
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
 from chita_opt.problem import Problem
 from chita_opt.supports import (
+    BlockWidths,
     Budget,
     LatencyTable,
+    LayerFamilies,
     LinearRows,
     MinimumKeeps,
     NestedGroups,
@@ -209,6 +211,20 @@ def recurrent_neurons(draw: Draw, p: int) -> NeuronGates:
     return NeuronGates.of_recurrent(inputs, 2, gates=1, keep=whole(draw, 1, 2), outputs=outputs)
 
 
+def darb(draw: Draw, p: int) -> BlockWidths:
+    """Two matrices that share the budget, one with a row that no width divides."""
+    a = p // 4
+    return BlockWidths(((2, a), (1, p - 2 * a)), whole(draw, 2, p - 2), widths=(1, 2, 4))
+
+
+def layers_of_many_kinds(draw: Draw, p: int) -> LayerFamilies:
+    """A count, groups kept whole, and block widths."""
+    a = p // 3
+    groups = WholeGroups(torch.arange(a) // 2, 2)
+    rest = BlockWidths(((1, p - 2 * a),), whole(draw, 1, 3), widths=(1, 2))
+    return LayerFamilies((Budget.cardinality(a, whole(draw, 1, a)), groups, rest))
+
+
 FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "cardinality": lambda draw, p: Budget.cardinality(p, whole(draw, 1, p - 1)),
     "nothing": lambda draw, p: Budget.cardinality(p, 0),
@@ -228,6 +244,11 @@ FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "nested_groups": nested_groups,
     "tied_neurons": tied_neurons,
     "recurrent_neurons": recurrent_neurons,
+    "darb": darb,
+    "darb_two_a_block": lambda draw, p: BlockWidths(
+        ((2, p // 2),), whole(draw, 2, p), widths=(2, 4), keep=2
+    ),
+    "layers_of_many_kinds": layers_of_many_kinds,
     "pairs": lambda draw, p: PairBudget(p - p % 2, whole(draw, 1, max(p // 2 - 1, 1))),
 }
 

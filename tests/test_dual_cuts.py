@@ -59,10 +59,14 @@ def test_the_relaxed_master_is_the_dual_bound(family: str) -> None:
     problem = make_problem("tall", family, p=P)
     bound = dual_bound(problem)
     model = dual_cuts_milp(problem, [dual_cut(problem, bound.witness, bound.split)], lower=-1e6)
-    assert len(list(model.component_data_objects(pyo.Var))) == P + 1
+    family_rows = problem.supports.rows()
+    assert len(list(model.component_data_objects(pyo.Var))) == P + 1 + family_rows.q
     pyo.TransformationFactory("core.relax_integer_vars").apply_to(model)
     pyo.SolverFactory("highs").solve(model)
-    assert pyo.value(model.t) == pytest.approx(bound.value, abs=1e-6 * size_of(problem))
+    slack = 1e-6 * size_of(problem)
+    assert pyo.value(model.t) <= bound.value + slack
+    if problem.supports.rows_are_tight:
+        assert pyo.value(model.t) == pytest.approx(bound.value, abs=slack)
 
 
 def test_a_cut_must_be_finite_with_slopes_above_zero() -> None:

@@ -17,7 +17,7 @@ from chita_opt.formulations import big_m_miqp, perspective_relaxation, proven_bi
 from chita_opt.formulations.factors import factor_matrix
 from chita_opt.problem import Problem
 
-from .problems import CURVATURES, FAMILIES, make_problem
+from .problems import CURVATURES, FAMILIES, make_problem, set_auxiliary
 
 P = 12
 EVERY_FORM = pytest.mark.parametrize("form", CURVATURES)
@@ -204,6 +204,7 @@ def test_big_m_at_fixed_weights_is_the_objective(form: str, family: str) -> None
                                  (model.r, F @ (w - problem.w_bar).numpy())):  # fmt: skip
             for j, value in enumerate(values.tolist()):
                 variable[j].set_value(value)
+        set_auxiliary(model, problem, mask)
         for constraint in model.component_data_objects(pyo.Constraint, active=True):
             assert constraint.lslack() >= -1e-9 and constraint.uslack() >= -1e-9
         expected = problem.objective(w)

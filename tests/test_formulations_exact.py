@@ -33,7 +33,7 @@ from chita_opt.formulations.factors import factor_matrix
 from chita_opt.formulations.model_parts import SideConstraint
 from chita_opt.problem import Problem
 
-from .problems import CURVATURES, FAMILIES, make_problem
+from .problems import CURVATURES, FAMILIES, make_problem, set_auxiliary
 
 P = 8
 M = 50.0  # above every weight of these instances
@@ -62,6 +62,7 @@ def assign(model: Any, problem: Problem, w: torch.Tensor, mask: torch.Tensor) ->
         if isinstance(variable, pyo.Var):
             for j, value in enumerate(vector.tolist()):
                 variable[j].set_value(value, skip_validation=True)
+    set_auxiliary(model, problem, mask)
     if model.component("t") is not None:
         model.t.set_value(problem.objective(w))
 

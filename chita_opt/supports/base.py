@@ -209,6 +209,10 @@ class SupportFamily(ABC):
         """Per-weight natural scale of the smoothing: the gain at the family's threshold (p,)."""
         raise SupportError(f"{self.name} has no smoothing scale; use its oracle")
 
+    def laminar_part(self, mask: Tensor) -> SupportFamily | None:
+        """A smaller family with thresholds that holds ``mask``, such as its widths; or None."""
+        return None
+
     def check_scores(self, scores: Tensor) -> Tensor:
         """Refuse scores of the wrong shape or with NaN."""
         if scores.shape != (self.size,):

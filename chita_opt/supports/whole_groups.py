@@ -24,6 +24,7 @@ from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.knapsack import Choice, best_choice
 from chita_opt.supports.linear_rows import LinearRows
 from chita_opt.supports.thresholds import largest
@@ -219,6 +220,12 @@ class WholeGroups(SupportFamily):
         now = int(cost[held > 0].sum())
         after = now - freed[:, None] + added[None, :]
         return (after <= self.budget) | (a[:, None] == b[None, :])
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """Everything inside the groups that a mask holds alive."""
+        live = torch.from_numpy(self.auxiliary(mask)).to(torch.int64)
+        sizes = torch.bincount(self.labels)
+        return Budget(self.labels, live * sizes, title=f"{self.title}, groups given")
 
     def _sums(self, scores: Tensor) -> Tensor:
         out = torch.zeros(self.count, dtype=torch.float64, device=scores.device)
