@@ -18,6 +18,8 @@ _EXPORTS = {
     "RowChoice": "chita_opt.nn.sampling",
     "LayerGram": "chita_opt.nn.inputs",
     "layer_inputs": "chita_opt.nn.inputs",
+    "MacCount": "chita_opt.nn.macs",
+    "count_macs": "chita_opt.nn.macs",
     "LayerReport": "chita_opt.nn.result",
     "PruneOptions": "chita_opt.nn.pruning_options",
     "PruningResult": "chita_opt.nn.result",

@@ -111,6 +111,7 @@ class MinimumKeeps(SupportFamily):
         """JSON-able description."""
         return {
             "family": "minimum keeps",
+            "size": self.size,
             "budget": dict(self.budget.specification),
             "minima": self.minima.tolist(),
         }

@@ -30,7 +30,7 @@ class TwoBudgets(SupportFamily):
     .. math:: \sum_jz_j\le k,\qquad\sum_jf_jz_j\le F
 
     With :math:`f_j` the multiplications that weight j does in one forward pass (see
-    :func:`chita_opt.nn.macs_per_weight`) this is the family of Meng, Chen, Benbaki & Mazumder,
+    :func:`chita_opt.nn.count_macs`) this is the family of Meng, Chen, Benbaki & Mazumder,
     "FALCON: FLOP-Aware Combinatorial Optimization for Neural Network Pruning" (AISTATS 2024). The
     oracle solves the integer program: it sorts each class of equal cost, finds the prices of both
     budgets in the linear relaxation and searches the few counts that rounding leaves open (see

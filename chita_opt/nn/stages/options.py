@@ -10,7 +10,7 @@ from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import build_family
 from chita_opt.nn.stages.schedules import stage_counts, stage_sparsities
-from chita_opt.supports import SupportFamily
+from chita_opt.supports import MinimumKeeps, SupportFamily, TwoBudgets, needs_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,9 @@ def stage_families(
 ) -> tuple[SupportFamily, ...]:
     """What each stage may keep; the last one is what was asked for.
 
-    The number of kept weights (of each layer for ``scope="layer"``) follows the schedule. A pattern
-    such as 2:4, or a family of the caller's own, holds from the first stage on.
+    The number of kept weights (of each layer for ``scope="layer"``) follows the schedule, and so do
+    both budgets of :class:`~chita_opt.supports.TwoBudgets`. A pattern such as 2:4, or another
+    family of the caller's own, holds from the first stage on.
 
     Raises
     ------
@@ -82,6 +83,9 @@ def stage_families(
     """
     final = build_family(layer_map, support, sparsity, options)
     before = options.stages - 1
+    if isinstance(final, TwoBudgets | MinimumKeeps):
+        shares = stage_sparsities(options.schedule, 1.0, options.stages, base=options.base)
+        return (*(final.loosened(share) for share in shares[:before]), final)
     if isinstance(support, SupportFamily) or (sparsity is None and options.k is None):
         return (final,) * options.stages
     if options.scope == "layer":
@@ -91,7 +95,7 @@ def stage_families(
         steps = [build_family(layer_map, support, share, options) for share in shares[:before]]
         return (*steps, final)
     widest = layer_map.size
-    if support != "cardinality":
+    if not needs_count(support):
         widest = build_family(layer_map, support, None, replace(options, k=None)).max_count
     counts = stage_counts(
         options.schedule, layer_map.size, final.max_count, options.stages, base=options.base
