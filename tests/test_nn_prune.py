@@ -346,3 +346,27 @@ def test_interrupts_leave_a_certified_answer(
     result = run(**asked)
     assert result.solution.status is Status.INTERRUPTED and result.solution.is_feasible
     assert result.certificate is not None and result.certificate.lower <= result.objective
+
+
+@pytest.mark.parametrize(
+    ("support", "sparsity"),
+    [("2:4", None), ("bmwm:4", None), ("darb", 0.7), ("blocks:4x4", 0.5), ("neurons", 0.5),
+     ("columns", 0.5)],
+)  # fmt: skip
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_structures_over_a_whole_network(
+    support: str, sparsity: float | None, scope: str, tmp_path: Path
+) -> None:
+    result = run(support=support, sparsity=sparsity, scope=scope)
+    assert result.certificate is not None
+    problem = result.certificate.solution.problem
+    assert problem.supports.contains(result.certificate.solution.mask)
+    assert 0.0 <= result.certificate.relative_gap < 1.0
+    result.certificate.save(tmp_path / "certificate")
+    assert verify_file(tmp_path / "certificate").nnz == result.certificate.solution.nnz
+
+
+def test_structures_of_layers_are_solved_layer_by_layer() -> None:
+    result = run(support="neurons", sparsity=0.5, scope="layer", curvature="inputs")
+    weights = [result.masks[name] for name in result.masks]
+    assert [int(mask.flatten(1).any(1).sum()) for mask in weights] == [4, 2]

@@ -183,7 +183,8 @@ def _budget_options(flag: str) -> tuple[Callable[[Command], Command], ...]:
             "family",
             default="cardinality",
             show_default=True,
-            help="cardinality, N:M (as 2:4), blocks:WIDTH:M or rows:WIDTH:M.",
+            help="cardinality, N:M (as 2:4), bmwm:WIDTH, darb, blocks:4x4, neurons, columns, "
+            "filters, channels, blocks:WIDTH:M or rows:WIDTH:M.",
         ),
     )
 

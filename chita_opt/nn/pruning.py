@@ -62,8 +62,9 @@ def prune(
         :func:`chita_opt.keep_count`. With a pattern such as "2:4" it is a further total.
     support : str or SupportFamily
         "cardinality", "N:M" (as "2:4": at most 2 of 4 consecutive weights of a row, in the
-        flattened order of the parameter), "blocks:WIDTH:M", "rows:WIDTH:M", or a family over the
-        flat vector of :func:`chita_opt.nn.select_layers`.
+        flattened order of the parameter), "bmwm:8", "darb", "blocks:4x4", "neurons", any form of
+        :func:`chita_opt.supports.family_from_text`, or a family over the flat vector of
+        :func:`chita_opt.nn.select_layers`.
     method : str
         A name of ``METHODS``, or "auto".
     options : PruneOptions, optional

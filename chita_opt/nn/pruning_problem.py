@@ -20,7 +20,15 @@ from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.sampled_rows import sampled_rows
 from chita_opt.nn.sampling import RowChoice
 from chita_opt.problem import Problem, from_gradients
-from chita_opt.supports import Budget, SupportFamily, family_from_text, keep_count
+from chita_opt.supports import (
+    Budget,
+    LayerFamilies,
+    SupportFamily,
+    family_from_text,
+    join_layers,
+    keep_count,
+    needs_count,
+)
 
 _ROWS = {"gradients": "gradient rows", "sampled": "sampled Gauss-Newton rows"}
 
@@ -65,16 +73,26 @@ def build_family(
         return _own_family(layer_map, support, sparsity, options)
     if options.scope == "global":
         _check_groups(layer_map, support)
-        return family_from_text(support, layer_map.size, k=options.k, sparsity=sparsity)
+        shapes = [item.shape for item in layer_map]
+        return family_from_text(
+            support, layer_map.size, k=options.k, sparsity=sparsity, shapes=shapes
+        )
     if options.k is not None:
         raise SupportError("k counts weights of all layers; scope='layer' needs a sparsity")
+    if support != "cardinality" and needs_count(support):
+        own = [
+            family_from_text(support, item.size, sparsity=sparsity, shapes=[item.shape])
+            for item in layer_map
+        ]
+        return join_layers(own)
     if support != "cardinality":
         if sparsity is not None:
             raise SupportError(
                 f"a sparsity of each layer on top of {support} is not offered; use scope='global'"
             )
         _check_groups(layer_map, support)
-        return family_from_text(support, layer_map.size)
+        shapes = [item.shape for item in layer_map]
+        return family_from_text(support, layer_map.size, shapes=shapes)
     if sparsity is None:
         raise SupportError("a cardinality budget needs a sparsity")
     counts = [keep_count(size, sparsity).k for size in layer_map.sizes]
@@ -196,8 +214,12 @@ def _row_blocks(item: LayerSlice, gram: LayerGram) -> list[Curvature]:
     return [SharedRows(H, item.rows_cols[0] // gram.groups) for H in gram.H]
 
 
-def _layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[Budget]:
+def _layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[SupportFamily]:
     """Each layer's own family where no group and no total spans two layers; else nothing."""
+    if isinstance(supports, LayerFamilies):
+        if [part.size for part in supports.parts] == list(layer_map.sizes):
+            yield from supports.parts
+        return
     if not isinstance(supports, Budget) or supports.total is not None:
         return
     ranges = []
@@ -233,7 +255,9 @@ def _own_family(
 def _check_groups(layer_map: LayerMap, support: str) -> None:
     """Refuse groups that would span two rows of a layer (N:M, rows) or two layers (blocks)."""
     parts = support.split(":")
-    if support == "cardinality" or not all(x.isdigit() for x in parts[1:]) or len(parts) < 2:
+    if parts[0] in {"bmwm", "darb"} or needs_count(support):
+        return  # their blocks follow the shape of each layer
+    if not all(x.isdigit() for x in parts[1:]) or len(parts) < 2:
         return  # family_from_text names what is wrong with the text
     width = int(parts[1])
     for item in layer_map:

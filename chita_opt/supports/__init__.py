@@ -18,7 +18,7 @@ from chita_opt.supports.regular_blocks import (
     published_widths,
 )
 from chita_opt.supports.sparsity import KeepCount, keep_count
-from chita_opt.supports.specification import family_from_text
+from chita_opt.supports.specification import family_from_text, needs_count
 from chita_opt.supports.two_budgets import TwoBudgets
 from chita_opt.supports.whole_groups import WholeGroups
 
@@ -43,6 +43,7 @@ __all__ = [
     "keep_count",
     "kept_by",
     "n_of_m_along",
+    "needs_count",
     "permutation_search",
     "published_widths",
 ]

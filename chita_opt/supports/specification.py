@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from math import prod
 
@@ -79,8 +80,8 @@ def family_from_text(
 
 def needs_count(text: str) -> bool:
     """Whether a family is not complete without a number of kept weights."""
-    kind, _, rest = text.partition(":")
-    return kind in {"cardinality", "darb"} or kind in _LABELS or (kind == "blocks" and "x" in rest)
+    whole = text.partition(":")[0] in {"cardinality", "darb", *_LABELS}
+    return whole or re.fullmatch(r"blocks:\d+x\d+", text) is not None
 
 
 def _counted(text: str, size: int, layers: Shapes, total: int) -> SupportFamily:
@@ -92,7 +93,7 @@ def _counted(text: str, size: int, layers: Shapes, total: int) -> SupportFamily:
         matrices = tuple((shape[0], prod(shape[1:])) for shape in layers)
         return BlockWidths(matrices, total, _powers(text, rest))
     if kind == "blocks":
-        (r, c) = _whole_numbers(text, rest.split("x"), 2)
+        r, c = _whole_numbers(text, rest.split("x"), 2)
         return _joint(text, layers, total, lambda shape: _block_labels(shape, r, c))
     if rest:
         raise _unknown(text)
