@@ -16,6 +16,10 @@ _EXPORTS = {
     "decoding_costs": "chita_opt.nn.darb.decoding_cost",
     "DarbProduct": "chita_opt.nn.darb.decoding",
     "TorchDarbProduct": "chita_opt.nn.darb.decoding",
+    "darb_family": "chita_opt.nn.darb.patterns",
+    "DarbRecipe": "chita_opt.nn.darb.training",
+    "DarbStage": "chita_opt.nn.darb.training",
+    "train_darb_": "chita_opt.nn.darb.training",
 }
 
 __all__ = list(_EXPORTS)
