@@ -14,8 +14,7 @@ efficiency   weights decoded by a lane in a step, darb over csr_runs of the irre
 
 What the paper reports (AAAI 2020) is of larger networks, trained for longer, and of decoders in
 hardware: pruning ratios of 13 to 25 without loss, 2.8 to 4.3 times those of structured pruning
-before it, and 14.3 times the decoding efficiency. The last row repeats it; nothing of it is measured
-here.
+before it, and 14.3 times the decoding efficiency. The last row repeats it; it is not measured here.
 """
 
 from __future__ import annotations
