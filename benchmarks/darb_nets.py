@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from chita_opt.nn import LayerMap, TrainingRecipe, accuracy, select_layers, train_classifier
 from chita_opt.nn.characters import CharacterModel, perplexity, read_text, text_data
 
-NETS = ("mlpnet", "resnet20", "lstm", "gru")
+LAYERS = ("fc1", "fc2", "fc3")
+"""One layer of MLPNet, the others dense."""
+
+NETS = ("mlpnet", *LAYERS, "resnet20", "lstm", "gru")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +43,8 @@ class Net:
         Test measure of a model: accuracy in per cent, or perplexity.
     measure : str
         Which of them.
-    exclude : tuple of str
-        Weights that are left alone.
+    include, exclude : tuple of str
+        Layers that are pruned (all without any), and weights that are left alone.
     batch : int
         Samples of a gradient row.
     tune : TrainingRecipe
@@ -55,6 +58,7 @@ class Net:
     train: tuple[Tensor, Tensor]
     judge: Callable[[nn.Module], float]
     measure: Literal["accuracy", "perplexity"]
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     batch: int = 1
     tune: TrainingRecipe = field(default_factory=lambda: TrainingRecipe(epochs=1, lr=0.005))
@@ -63,7 +67,7 @@ class Net:
     @property
     def layers(self) -> LayerMap:
         """What may be pruned."""
-        return select_layers(self.model, exclude=self.exclude)
+        return select_layers(self.model, include=self.include or None, exclude=self.exclude)
 
     def with_weights(self, w: Tensor) -> nn.Module:
         """A copy of the network with other weights."""
@@ -84,12 +88,13 @@ def open_net(name: str, *, test: int, text_epochs: int, width: int) -> Net:
     text_epochs, width : int
         Epochs and units of the character models.
     """
-    if name == "mlpnet":
+    if name == "mlpnet" or name in LAYERS:
         x, y = mnist_images("test")
         x, y = x[:test], y[:test]
         return Net(
             name, mlpnet(), mnist_images("train"),
             lambda model: accuracy(model, x, y), "accuracy",
+            include=(name,) if name in LAYERS else (),
         )  # fmt: skip
     if name == "resnet20":
         pictures = cifar_images("test", min(test, 5000))

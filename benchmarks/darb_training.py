@@ -63,7 +63,9 @@ def recipe_for(
 ) -> DarbRecipe:
     """Retraining as long on the irregular mask as on the blocks."""
     train = replace(net.tune, epochs=given.epochs)
-    measure = PruneOptions(rows=given.rows, batch_size=net.batch, exclude=net.exclude)
+    measure = PruneOptions(
+        rows=given.rows, batch_size=net.batch, include=net.include or None, exclude=net.exclude
+    )
     return DarbRecipe(
         sparsity=1.0 - 1.0 / ratio, widest=32, measure=measure, irregular=train, retrain=train,
         dense=TrainingRecipe(epochs=0), **way,
@@ -93,10 +95,9 @@ def rows(net: Net, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def stored(net: Net, stages: Mapping[str, DarbStage], folder: Any) -> dict[str, Any]:
     """Write and read the trained blocks; bits and steps of them and of the irregular mask."""
     ours, rival = stages["retrained"], stages["irregular"]
-    matrices = {name: DarbMatrix.from_dense(ours.state[name]) for name in ours.masks}
-    dense = {name: value for name, value in ours.state.items() if name not in matrices}
-    path = folder / "net.darb.safetensors"
-    save_darb(path, DarbWeights(matrices, dense))
+    regular = DarbWeights.from_state(ours.state, ours.masks)
+    path, matrices = folder / "net.darb.safetensors", regular.matrices
+    save_darb(path, regular)
     again = load_darb(path).state
     assert all(torch.equal(again[name], value) for name, value in ours.state.items())
     weights = {name: rival.state[name] * rival.masks[name] for name in matrices}

@@ -92,6 +92,15 @@ def test_files_hold_every_bit(
     assert path.read_bytes() == first
 
 
+def test_a_state_is_split_by_name() -> None:
+    state = {"w": regular(4, 16, seed=1)[0], "bias": torch.ones(4)}
+    split = DarbWeights.from_state(state, ["w"])
+    assert list(split.matrices) == ["w"] and list(split.dense) == ["bias"]
+    assert all(torch.equal(split.state[name], value) for name, value in state.items())
+    with pytest.raises(LayerError, match="no v; it has w, bias"):
+        DarbWeights.from_state(state, ["v"])
+
+
 def test_the_widest_widths_are_found_by_trying_all() -> None:
     random = torch.Generator().manual_seed(1)
     mask = torch.rand(300, 37, generator=random) < 0.07

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from chita_opt import Budget, dual_bound, from_gradients, solve
 from chita_opt.errors import DataError, SupportError
 from chita_opt.nn import MLPNet, PruneOptions, TrainingRecipe, select_layers
 from chita_opt.nn.characters import CharacterModel, text_data
 from chita_opt.nn.darb import DarbMatrix, DarbRecipe, darb_family, train_darb_
 from chita_opt.nn.darb.matrix import widest_widths
-from chita_opt.nn.darb.patterns import CHOICES, Choice, fitting_widths
+from chita_opt.nn.darb.patterns import CHOICES, Choice, dual_gains, fitting_widths
 from chita_opt.nn.darb.training import STAGES
 
 SIZES = (16, 8, 4)
@@ -73,6 +74,25 @@ def test_exact_widths_are_the_enumerated_best() -> None:
                 best = max(best, sum(float(b.max()) for blocks in pieces for b in blocks))
         family = darb_family(layers, k, scores, choice="exact", widest=4)
         assert family.best_value(scores) == pytest.approx(best, rel=1e-12)
+
+
+def test_gains_are_the_terms_of_the_dual_bound() -> None:
+    random = torch.Generator().manual_seed(4)
+    A, w_bar = torch.randn(6, 30, generator=random), torch.randn(30, generator=random).double()
+    problem = from_gradients(A, w_bar, ridge=0.5, supports=Budget.cardinality(30, 3))
+    gains = dual_gains(problem, 10)
+    best = dual_bound(replace(problem, supports=Budget.cardinality(30, 10)))
+    kept = solve(replace(problem, supports=Budget.cardinality(30, 10)))
+    chosen = gains.topk(10).indices
+    assert gains.shape == (30,) and float(gains.min()) >= 0.0
+    assert best.value <= kept.objective  # and the gains point at almost the same weights
+    assert int(kept.mask[chosen].sum()) >= 8
+
+
+def test_without_coupling_gains_are_the_weights_own() -> None:
+    w_bar = torch.arange(1.0, 7.0).double()
+    problem = from_gradients(torch.zeros(2, 6), w_bar, ridge=0.5, supports=Budget.cardinality(6, 1))
+    torch.testing.assert_close(dual_gains(problem, 2), 0.25 * w_bar.square())
 
 
 def test_dense_rows_get_narrow_blocks() -> None:

@@ -17,6 +17,7 @@ _EXPORTS = {
     "DarbProduct": "chita_opt.nn.darb.decoding",
     "TorchDarbProduct": "chita_opt.nn.darb.decoding",
     "darb_family": "chita_opt.nn.darb.patterns",
+    "dual_gains": "chita_opt.nn.darb.patterns",
     "DarbRecipe": "chita_opt.nn.darb.training",
     "DarbStage": "chita_opt.nn.darb.training",
     "train_darb_": "chita_opt.nn.darb.training",

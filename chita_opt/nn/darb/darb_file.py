@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save
@@ -51,6 +51,22 @@ class DarbWeights:
 
     matrices: Mapping[str, DarbMatrix]
     dense: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], regular: Iterable[str]) -> Self:
+        """Split a state dict: the named weights by blocks, the widest that fit, the others dense.
+
+        Raises
+        ------
+        LayerError
+            If a name is unknown or has no rows.
+        """
+        names = list(regular)
+        unknown = [name for name in names if name not in state]
+        if unknown:
+            raise LayerError(f"the state has no {', '.join(unknown)}; it has {', '.join(state)}")
+        matrices = {name: DarbMatrix.from_dense(state[name]) for name in names}
+        return cls(matrices, {name: t for name, t in state.items() if name not in matrices})
 
     @property
     def state(self) -> dict[str, Tensor]:
