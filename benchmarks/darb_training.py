@@ -42,6 +42,7 @@ from chita_opt.nn.darb import (
     storage_bits,
     train_darb_,
 )
+from chita_opt.nn.darb.training import STAGES
 
 FOLDER = RESULTS / "darb_training"
 WAYS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ CLAIM = {
     "way": "AAAI 2020, other networks and hardware",
 }  # fmt: skip
 COLUMNS = (
-    "net", "way", "ratio", "kept_ratio", "measure", "dense", "irregular", "blocks", "retrained",
+    "net", "way", "ratio", "kept_ratio", "measure", *STAGES,
     "darb_bits", "csr_bits", "csr_runs_bits", "efficiency", "file_bytes", "seconds",
 )  # fmt: skip
 
@@ -85,7 +86,7 @@ def rows(net: Net, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             stages = train_darb_(net.model, x, y, recipe=recipe, folder=folder)
             line = {"net": net.name, "way": way, "ratio": ratio, "measure": net.measure}
             line["seconds"] = time.perf_counter() - began
-            line["kept_ratio"] = net.layers.size / stages["retrained"].kept
+            line["kept_ratio"] = net.layers.size / stages["blocks_retrained"].kept
             for name, stage in stages.items():
                 net.model.load_state_dict(stage.state)
                 line[name] = net.judge(net.model)
@@ -94,7 +95,7 @@ def rows(net: Net, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def stored(net: Net, stages: Mapping[str, DarbStage], folder: Any) -> dict[str, Any]:
     """Write and read the trained blocks; bits and steps of them and of the irregular mask."""
-    ours, rival = stages["retrained"], stages["irregular"]
+    ours, rival = stages["blocks_retrained"], stages["irregular_retrained"]
     regular = DarbWeights.from_state(ours.state, ours.masks)
     path, matrices = folder / "net.darb.safetensors", regular.matrices
     save_darb(path, regular)

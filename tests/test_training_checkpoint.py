@@ -7,10 +7,12 @@ from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError
 from chita_opt.nn import MLPNet, TrainingLog, TrainingRecipe, train_classifier
+from chita_opt.nn.weight_files import load_tensors
 
 Optimizer = Literal["sgd", "adam"]
 
@@ -79,9 +81,14 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
         train_classifier(net(), *data(), recipe=recipe("adam"), checkpoint=path)
     with pytest.raises(DataError, match="another run"):
         train_classifier(net(), *data(), recipe=recipe("sgd"), seed=5, checkpoint=path)
-    other = nn.Sequential(MLPNet((6, 4), seed=0))
+    for other in (MLPNet((6, 4), seed=0), MLPNet((6, 5, 4), seed=1)):  # another shape or weights
+        with pytest.raises(DataError, match=r"another run.*begins at"):
+            train_classifier(other, *data(), recipe=recipe("sgd"), checkpoint=path)
+    text, tensors = load_tensors(path)
+    del tensors["order"]
+    save_file(tensors, path, metadata=text)
     with pytest.raises(DataError, match="does not fit"):
-        train_classifier(other, *data(), recipe=recipe("sgd"), checkpoint=path)
+        train_classifier(net(), *data(), recipe=recipe("sgd"), checkpoint=path)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -89,8 +96,6 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match="readable"):
         train_classifier(net(), *data(), recipe=recipe("sgd"), checkpoint=path)
-    from safetensors.torch import save_file
-
     for header in (None, {"chita_opt": "weights"}, {"chita_opt": '{"format": "x"}'}):
         save_file({"a": torch.ones(1)}, path, metadata=header)
         with pytest.raises(DataError, match="no file of a training run"):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from chita_opt.errors import DataError
 from chita_opt.nn.evaluation import evaluating
-from chita_opt.nn.training_checkpoint import TrainingCheckpoint
+from chita_opt.nn.training_checkpoint import TrainingCheckpoint, digest
 
 AfterStep = Callable[[nn.Module], object]
 
@@ -138,8 +138,9 @@ def train_classifier(
     time_limit : float, optional
         Seconds after which no further step is begun.
     checkpoint : path, optional
-        File that is written after every epoch. Where it exists the run goes on from it, and on the
-        CPU ends at the same bits as one that was never stopped; a finished run returns at once.
+        File that is written after every epoch. The same call with a model of the same weights goes
+        on from it, and on the CPU ends at the same bits as a run that was never stopped; a finished
+        run returns at once.
 
     Returns
     -------
@@ -157,7 +158,7 @@ def train_classifier(
     optimizer = _optimizer(model, recipe)
     order = torch.Generator().manual_seed(seed)
     clock, kept = _Clock(time_limit), None if checkpoint is None else TrainingCheckpoint(checkpoint)
-    run = f"{recipe}, seed={seed}, {len(x)} samples"
+    run = "" if kept is None else f"{recipe}, {seed=}, {len(x)} samples, begins at {digest(model)}"
     losses: list[float] = []
     with _training(model, seed):
         if kept is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -100,6 +101,16 @@ class TrainingCheckpoint:
             raise DataError(f"{self.path} does not fit this run: {error}") from error
 
 
+def digest(model: nn.Module) -> str:
+    """A short name of a model's state, the same for the same bits."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        found.update(plain.numpy().data)
+    return found.hexdigest()[:16]
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -114,4 +125,4 @@ def _optimizer_state(
     return {"state": averages, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-__all__ = ["TrainingCheckpoint"]
+__all__ = ["TrainingCheckpoint", "digest"]

@@ -26,12 +26,16 @@ from chita_opt.nn.masks import MaskKeeper, apply_masks_
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import build_problem
 from chita_opt.nn.train import TrainingLog, TrainingRecipe, train_classifier
+from chita_opt.nn.training_checkpoint import digest
 from chita_opt.nn.weight_files import load_weights, save_weights
 from chita_opt.problem import Problem
 from chita_opt.supports import Budget, SupportFamily, keep_count
 
-STAGES = ("dense", "irregular", "blocks", "retrained")
+STAGES = ("dense", "irregular", "irregular_retrained", "blocks", "blocks_retrained")
 """Names of the states that a run passes through."""
+
+
+_NO_TRAINING = TrainingLog((), 0, 0.0, stopped_early=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +106,10 @@ def train_darb_(
 ) -> dict[str, DarbStage]:
     """Train a model in place to density-adaptive regular blocks.
 
-    The stages are "dense"; "irregular": pruned wherever, retrained on that mask, the rival of the
-    same sparsity; "blocks": the dense weights pruned by blocks, whose widths come from the
-    irregular pruning or from the best total; "retrained": those trained on their mask.
+    The stages are "dense"; "irregular": pruned wherever; "irregular_retrained": trained on that
+    mask, the rival of the same sparsity; "blocks": the dense weights pruned by blocks, whose widths
+    come from the irregular pruning or from the best total; "blocks_retrained": those trained on
+    their mask.
 
     Parameters
     ----------
@@ -135,7 +140,7 @@ def train_darb_(
         If the selection of layers fails.
     """
     run = _Run(model, x, y, recipe, None if folder is None else Path(folder), seed)
-    steps = (run.dense, run.irregular, run.blocks, run.retrained)
+    steps = (run.dense, run.irregular, run.retrained, run.blocks, run.retrained)
     for name, step in zip(STAGES, steps, strict=True):
         run.stage(name, step)
     return run.stages
@@ -164,6 +169,7 @@ class _Run:
         self.stages: dict[str, DarbStage] = {}
         self._problem: Problem | None = None
         self._name = ""
+        self._begin = digest(model)
 
     def stage(self, name: str, step: Callable[[], tuple[dict[str, Tensor], TrainingLog]]) -> None:
         """Take a stage from its file, or make it and write the file."""
@@ -186,9 +192,8 @@ class _Run:
         return {}, self._trained(self.recipe.dense, {})
 
     def irregular(self) -> tuple[dict[str, Tensor], TrainingLog]:
-        """Prune wherever, then train on that mask."""
-        masks = self._prune(Budget.cardinality(self.layers.size, self.k))
-        return masks, self._trained(self.recipe.irregular, masks)
+        """Prune wherever."""
+        return self._prune(Budget.cardinality(self.layers.size, self.k)), _NO_TRAINING
 
     def blocks(self) -> tuple[dict[str, Tensor], TrainingLog]:
         """Choose widths, go back to the dense weights and prune them by blocks."""
@@ -202,12 +207,14 @@ class _Run:
             self.layers, self.k, scores,
             choice=recipe.choice, rounding=recipe.rounding, widest=recipe.widest,
         )  # fmt: skip
-        return self._prune(family), TrainingLog((), 0, 0.0, stopped_early=False)
+        return self._prune(family), _NO_TRAINING
 
     def retrained(self) -> tuple[dict[str, Tensor], TrainingLog]:
-        """Train on the blocks."""
-        masks = dict(self.stages["blocks"].masks)
-        return masks, self._trained(self.recipe.retrain, masks)
+        """Train on the mask of the stage before."""
+        pruned = self._name.removesuffix("_retrained")
+        masks = dict(self.stages[pruned].masks)
+        recipe = self.recipe.irregular if pruned == "irregular" else self.recipe.retrain
+        return masks, self._trained(recipe, masks)
 
     def _worth(self) -> Tensor:
         """What each dense weight is worth: its square, or its part of the dual bound."""
@@ -270,6 +277,7 @@ class _Run:
         recipe = asdict(replace(self.recipe, measure=PruneOptions()))
         recipe["measure"] = str(replace(self.recipe.measure, progress=None, holdout=None))
         content = {"recipe": recipe, "seed": self.seed, "samples": len(self.x)}
+        content["begin"] = self._begin
         return json.dumps(content | {"layers": self.layers.names}, sort_keys=True, default=str)
 
 
