@@ -26,10 +26,12 @@ from chita_opt.supports import (
     MinimumKeeps,
     NestedGroups,
     NeuronGates,
+    ProcessorPartition,
     SupportFamily,
     TreePrices,
     TwoBudgets,
     WholeGroups,
+    intersection,
 )
 
 Array = np.ndarray
@@ -225,6 +227,19 @@ def layers_of_many_kinds(draw: Draw, p: int) -> LayerFamilies:
     return LayerFamilies((Budget.cardinality(a, whole(draw, 1, a)), groups, rest))
 
 
+def laminar(draw: Draw, p: int) -> SupportFamily:
+    """Pairs within halves."""
+    halves = Budget.per_block((torch.arange(p) >= p // 4 * 2).long(), whole(draw, 1, p // 4 * 2))
+    return intersection(Budget.n_of_m(p, 1, 2), halves)
+
+
+def both_axes(draw: Draw, p: int) -> SupportFamily:
+    """Counts of rows and of columns together."""
+    columns = torch.arange(p) % (p // 2)
+    rows = Budget.per_row(2, p // 2, whole(draw, 1, p // 2))
+    return intersection(rows, Budget.per_block(columns, whole(draw, 1, 2)))
+
+
 FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "cardinality": lambda draw, p: Budget.cardinality(p, whole(draw, 1, p - 1)),
     "nothing": lambda draw, p: Budget.cardinality(p, 0),
@@ -244,6 +259,9 @@ FAMILIES: dict[str, Callable[[Draw, int], SupportFamily]] = {
     "nested_groups": nested_groups,
     "tied_neurons": tied_neurons,
     "recurrent_neurons": recurrent_neurons,
+    "partition": lambda draw, p: ProcessorPartition((2, p // 2), 2),
+    "laminar": laminar,
+    "both_axes": both_axes,
     "darb": darb,
     "darb_two_a_block": lambda draw, p: BlockWidths(
         ((2, p // 2),), whole(draw, 2, p), widths=(2, 4), keep=2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chita_opt.supports.neuron_gates import NeuronGates
 from chita_opt.supports.neuron_search import NeuronChoice, best_neurons, split_bound
+from chita_opt.supports.processor_partition import ProcessorPartition, given_partition
 
 from .family_checks import check_family
 
@@ -96,3 +97,44 @@ def test_the_split_beats_the_plain_relaxation() -> None:
         np.zeros(count), 1.0 - np.eye(count), np.zeros(count, dtype=np.int64), np.array([20])
     )
     assert split_bound(choice, 0.0).value == pytest.approx(20 * 19 / 2)
+
+
+def deals(shape: tuple[int, int], parts: int) -> list[Tensor]:
+    """Masks of every deal of rows and columns to processors with room."""
+    room = [-(-n // parts) for n in shape]
+    sides = [
+        [p for p in product(range(parts), repeat=n) if np.bincount(p).max() <= r]
+        for n, r in zip(shape, room, strict=True)
+    ]
+    return [
+        (torch.tensor(rows)[:, None] == torch.tensor(columns)[None, :]).reshape(-1)
+        for rows, columns in product(*sides)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("shape", "parts"), [((2, 4), 2), ((3, 3), 2), ((3, 3), 3), ((4, 2), 3)])
+def test_processor_partition(shape: tuple[int, int], parts: int, seed: int) -> None:
+    family = ProcessorPartition(shape, parts)
+    masks = torch.stack(deals(shape, parts))
+    draw = np.random.default_rng(seed)
+    check_family(family, lambda mask: bool((masks | ~mask).all(1).any()), draw)
+    assert family.max_count == int(masks.sum(1).max())
+    scores = torch.from_numpy(draw.random(family.size))
+    best = float((masks.double() @ scores).max())
+    solved = family.solve_exactly(scores)
+    assert solved.optimal and family.contains(solved.mask)
+    assert solved.value == pytest.approx(best) == pytest.approx(solved.solver_bound)
+    assert float(scores[family.best_support(scores)].sum()) >= 0.9 * best
+
+
+def test_a_planted_partition_is_found() -> None:
+    draw = np.random.default_rng(5)
+    rows, columns = draw.permutation(np.arange(40) % 4), draw.permutation(np.arange(60) % 4)
+    planted = given_partition(torch.from_numpy(rows), torch.from_numpy(columns))
+    inside = planted.best_support(torch.ones(2400, dtype=torch.float64))
+    scores = torch.from_numpy(draw.random(2400)) * (0.2 + inside.double())
+    family = ProcessorPartition((40, 60), 4)
+    assert family.best_support(scores).equal(inside)
+    assert family.contains(inside) and int(inside.sum()) == family.max_count == 600
+    assert not family.contains(~inside)

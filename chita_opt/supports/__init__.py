@@ -3,6 +3,7 @@
 from chita_opt.supports.base import SupportFamily
 from chita_opt.supports.block_widths import BlockWidths
 from chita_opt.supports.budget import Budget
+from chita_opt.supports.intersections import Intersection, LaminarBudget, intersection
 from chita_opt.supports.latency_table import LatencyTable
 from chita_opt.supports.layer_families import LayerFamilies, join_layers
 from chita_opt.supports.linear_rows import LinearRows
@@ -10,6 +11,7 @@ from chita_opt.supports.minimum_keeps import MinimumKeeps
 from chita_opt.supports.nested_groups import NestedGroups, TreePrices
 from chita_opt.supports.neuron_gates import NeuronGates
 from chita_opt.supports.permutations import permutation_search
+from chita_opt.supports.processor_partition import ProcessorPartition, given_partition
 from chita_opt.supports.regular_blocks import (
     block_max,
     fixed_widths,
@@ -25,13 +27,16 @@ from chita_opt.supports.whole_groups import WholeGroups
 __all__ = [
     "BlockWidths",
     "Budget",
+    "Intersection",
     "KeepCount",
+    "LaminarBudget",
     "LatencyTable",
     "LayerFamilies",
     "LinearRows",
     "MinimumKeeps",
     "NestedGroups",
     "NeuronGates",
+    "ProcessorPartition",
     "SupportFamily",
     "TreePrices",
     "TwoBudgets",
@@ -39,6 +44,8 @@ __all__ = [
     "block_max",
     "family_from_text",
     "fixed_widths",
+    "given_partition",
+    "intersection",
     "join_layers",
     "keep_count",
     "kept_by",
