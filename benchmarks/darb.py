@@ -21,7 +21,8 @@ are then scored by each weight's part of the irregular dual bound. One set of gr
 network.
 bmwm and 2:4 keep a few weights more where a row is no multiple of the width.
 
-Rows are written as they are made: the same call goes on where it was stopped.
+Rows are written as they are made: the same call goes on where it was stopped, and rows of other
+networks, ratios and families stay.
 
 What the paper reports (AAAI 2020): pruning ratios of 13 to 25, 2.8 to 4.3 times those of structured
 pruning before it, on larger networks, with full retraining. Nothing of that is measured here.
@@ -201,33 +202,38 @@ def labels(families: list[str], ratio: int) -> Iterator[str]:
             yield name + MAGNITUDE
 
 
-def run(given: argparse.Namespace, name: str, note: str) -> list[dict[str, Any]]:
-    """All rows; those of an earlier call with the same options are taken from the file."""
-    table = earlier(name, note)
-    done = {(row["net"], row["ratio"], row["family"]) for row in table}
+def run(given: argparse.Namespace, name: str, options: str) -> list[dict[str, Any]]:
+    """All rows of the file; those that were made with the same options are not made again."""
+    table = {key(row): row for row in earlier(name)}
     for net in given.nets:
         wanted = [("dense", 1)]
         wanted += [(label, r) for r in given.ratios for label in labels(given.families, r)]
-        left = [(label, ratio) for label, ratio in wanted if (net, ratio, label) not in done]
+        left = [
+            (label, ratio)
+            for label, ratio in wanted
+            if table.get((net, ratio, label), {}).get("options") != options
+        ]
         if not left:
             continue
         case = Case(
             open_net(net, test=given.test, text_epochs=given.text_epochs, width=given.width), given
         )
         for label, ratio in left:
-            found = case.row(label, ratio)
-            table.append({"net": net, "ratio": ratio, "family": label} | found)
-            save(name, table, note)
-    return table
+            row = {"net": net, "ratio": ratio, "family": label} | case.row(label, ratio)
+            table[key(row)] = row | {"options": options}
+            save(name, list(table.values()))
+    return list(table.values())
 
 
-def earlier(name: str, note: str) -> list[dict[str, Any]]:
-    """Rows that an earlier call with the same options wrote."""
+def key(row: dict[str, Any]) -> tuple[str, int, str]:
+    """What a row is about."""
+    return row["net"], row["ratio"], row["family"]
+
+
+def earlier(name: str) -> list[dict[str, Any]]:
+    """Rows that earlier calls wrote."""
     path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        return []
-    content = json.loads(path.read_text())
-    return list(content["rows"]) if content["note"] == note else []
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
 
 
 def main() -> None:
@@ -252,8 +258,8 @@ def main() -> None:
         given.test, given.alternations = 2000, 1
     torch.set_num_threads(1)
     options = {k: v for k, v in vars(given).items() if k not in ("nets", "families", "ratios")}
-    name, note = "darb_quick" if given.quick else "darb", json.dumps(options, sort_keys=True)
-    show(name, run(given, name, note), COLUMNS, note)
+    name = "darb_quick" if given.quick else "darb"
+    show(name, run(given, name, json.dumps(options, sort_keys=True)), COLUMNS)
 
 
 if __name__ == "__main__":

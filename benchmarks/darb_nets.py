@@ -118,5 +118,5 @@ def _character_net(name: str, test: int, epochs: int, width: int) -> Net:
     return Net(
         name, model, (text.x_train, text.y_train), lambda net: perplexity(net, *windows),
         "perplexity", exclude=("embedding",), batch=4,
-        tune=TrainingRecipe(epochs=1, batch_size=64, lr=1e-3, optimizer="adam"), tune_samples=3000,
+        tune=TrainingRecipe(epochs=1, batch_size=64, lr=2e-3, optimizer="adam"), tune_samples=3000,
     )  # fmt: skip

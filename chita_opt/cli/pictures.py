@@ -88,6 +88,8 @@ def plot_trade_off(
 ) -> None:
     """What is measured over the pruning ratio, and the objective with a band down to its bound.
 
+    A curve "NAME, WAY" has the colour of "NAME" and is dashed; a point of ratio 1 is a level.
+
     Parameters
     ----------
     path : path
@@ -107,32 +109,46 @@ def plot_trade_off(
     figure, grid = canvas(1, len(sides), size=(6.4 * len(sides), 4.4))
     for axes, side in zip(grid, sides, strict=True):
         for name, curve in curves.items():
-            _curve(axes, name, [p for p in curve if getattr(p, side) is not None], side)
-        axes.set_xscale("log", base=2)
+            style = _style(name, list(curves))
+            _curve(axes, [p for p in curve if getattr(p, side) is not None], side, style)
+        ratios = sorted({point.ratio for point in points} - {1.0})
+        axes.set_xscale("log")
+        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        axes.minorticks_off()
         axes.set_xlabel("weights / kept weights")
         axes.set_ylabel(accuracy if side == "accuracy" else "modelled loss increase")
     if "objective" in sides:
         grid[-1].set_yscale("log")
         grid[-1].set_title("band: from the objective down to the proven bound", fontsize=9)
     grid[0].set_title(title, loc="left")
-    grid[0].legend(frameon=False, fontsize=8)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     write_figure(figure, path)
 
 
-def _curve(axes: Any, name: str, curve: Sequence[TradeOff], side: str) -> None:
+def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
+    first, _, way = name.partition(", ")
+    bases = list(dict.fromkeys(other.partition(", ")[0] for other in names))
+    return {
+        "label": name,
+        "color": f"C{bases.index(first) % 10}",
+        "linestyle": "--" if way else "-",
+    }
+
+
+def _curve(axes: Any, curve: Sequence[TradeOff], side: str, style: Mapping[str, Any]) -> None:
     curve = sorted(curve, key=lambda point: point.ratio)
-    x = [point.ratio for point in curve]
-    (line,) = axes.plot(x, [getattr(p, side) for p in curve], marker="o", markersize=3, label=name)
+    if len(curve) == 1 and curve[0].ratio == 1.0:
+        axes.axhline(getattr(curve[0], side), linewidth=0.8, **style)
+        return
+    axes.plot(
+        [p.ratio for p in curve], [getattr(p, side) for p in curve],
+        marker="o", markersize=3, **style,
+    )  # fmt: skip
     proven = [p for p in curve if p.lower is not None and p.lower > 0.0]
     if side == "objective" and proven:
-        axes.fill_between(
-            [p.ratio for p in proven],
-            [p.lower for p in proven],
-            [p.objective for p in proven],
-            color=line.get_color(),
-            alpha=0.25,
-            linewidth=0,
-        )
+        low, high = [p.lower for p in proven], [p.objective for p in proven]
+        x, color = [p.ratio for p in proven], style["color"]
+        axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
 
 
 def _has(points: Sequence[TradeOff], name: str) -> bool:
