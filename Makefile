@@ -55,7 +55,7 @@ wheel: $(STAMP)
 	cd / && "$(CURDIR)/.wheel/bin/python" -I "$(CURDIR)/tests/installed_wheel.py"
 	cd / && "$(CURDIR)/.wheel/bin/chita-opt" --version
 
-# all but the first and random_exact need reference data: CHITA_OPT_DATA
+# all but the first, random_exact and darb_decoding need reference data: CHITA_OPT_DATA
 bench: $(STAMP)
 	$(BIN)/python benchmarks/small_problems.py
 	$(BIN)/python benchmarks/official_chita.py
@@ -67,6 +67,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/larger_than_memory.py
+	$(BIN)/python benchmarks/darb_decoding.py
+	$(BIN)/python benchmarks/darb.py --nets mlpnet
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from chita_opt import __version__
 from chita_opt.curvature import LowRank
+from chita_opt.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,9 +60,9 @@ def show(
 
 def save(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
     """Write all columns as JSON."""
-    RESULTS.mkdir(exist_ok=True)
     content = {"name": name, "note": note, "machine": _machine(), "rows": list(rows)}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(RESULTS / f"{name}.json", text.encode(), make_folder=True)
 
 
 def _show(value: Any) -> str:
