@@ -44,10 +44,8 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from chita_opt import Budget, Problem, Solution, dual_bound, keep_count, solve
-from chita_opt.bounds import dual_point
 from chita_opt.nn import MaskKeeper, PruneOptions, train_classifier
-from chita_opt.nn.darb import darb_family
-from chita_opt.nn.darb.patterns import dual_gains
+from chita_opt.nn.darb import darb_family, dual_gains, solve_with_widths
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_problem import build_problem
 from chita_opt.supports import SupportFamily, WholeGroups
@@ -147,7 +145,7 @@ class Case:
             scores = dual_gains(self.problem, k, time_limit=self.given.seconds)
         family = FAMILIES[name](self.layers, k, ratio, scores)
         joint = isinstance(family, BlockWidths)
-        found = self.joint(family, scores, k) if joint else self.solved(family)
+        found = self.joint(family, scores) if joint else self.solved(family)
         seconds = time.perf_counter() - began
         limit = self.given.bound_seconds
         bound = dual_bound(found.problem, start=found, time_limit=limit, tol=1e-4)
@@ -163,21 +161,14 @@ class Case:
         first = solve(problem, "backsolve", start=start)
         return solve(problem, "chita", start=first, time_limit=limit, exchanges=0)
 
-    def joint(self, family: BlockWidths, scores: Tensor, k: int) -> Solution:
-        """Widths by the rule, by the knapsack, and at the family's own dual in turn."""
-        rule = darb_family(self.layers, k, scores, widest=WIDEST)
-        exact = family.laminar_part(family.best_support(scores))
+    def joint(self, family: BlockWidths, scores: Tensor) -> Solution:
+        """From the rule's widths and the knapsack's, by the family's own dual bound."""
+        rule = self.solved(darb_family(self.layers, family.budget, scores, widest=WIDEST))
         problem = replace(self.problem, supports=family)
-        best = min((self.solved(rule), self.solved(exact)), key=lambda s: s.objective)
-        for _ in range(self.given.alternations):
-            bound = dual_bound(problem, start=best, time_limit=self.given.bound_seconds, tol=1e-4)
-            gains = dual_point(problem, bound.witness, bound.split).gains
-            widths = family.laminar_part(family.best_support(gains))
-            step = self.solved(widths)
-            if step.objective >= best.objective * (1.0 - 1e-6):
-                break
-            best = step
-        return solve(problem, "chita", start=replace(best, problem=problem), exchanges=0)
+        found = solve_with_widths(
+            problem, start=rule, rounds=self.given.rounds, time_limit=4 * self.given.seconds
+        )
+        return solve(problem, "chita", start=found, exchanges=0)
 
     def judged(self, w: Tensor) -> dict[str, Any]:
         """Kept weights, and the test measure before and after a fine-tune on the mask."""
@@ -245,7 +236,7 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each solve")
     parser.add_argument("--bound-seconds", type=float, default=30.0)
-    parser.add_argument("--alternations", type=int, default=3, help="of widths and weights")
+    parser.add_argument("--rounds", type=int, default=3, help="of widths by their own bound")
     parser.add_argument("--test", type=int, default=10_000, help="test images or windows")
     parser.add_argument("--no-tune", action="store_true", help="leave the fine-tune out")
     parser.add_argument("--text-epochs", type=int, default=5)
@@ -255,7 +246,7 @@ def main() -> None:
     if given.quick:
         given.nets, given.ratios, given.rows = ["mlpnet"], [2, 8], 100
         given.seconds = given.bound_seconds = 3.0
-        given.test, given.alternations = 2000, 1
+        given.test, given.rounds = 2000, 1
     torch.set_num_threads(1)
     options = {k: v for k, v in vars(given).items() if k not in ("nets", "families", "ratios")}
     name = "darb_quick" if given.quick else "darb"

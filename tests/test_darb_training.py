@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from chita_opt import Budget, dual_bound, from_gradients, solve
 from chita_opt.errors import DataError, SupportError
+from chita_opt.exact import enumerate_optimum
 from chita_opt.nn import MLPNet, PruneOptions, TrainingRecipe, select_layers
 from chita_opt.nn.characters import CharacterModel, text_data
-from chita_opt.nn.darb import DarbMatrix, DarbRecipe, darb_family, train_darb_
+from chita_opt.nn.darb import (
+    DarbMatrix,
+    DarbRecipe,
+    darb_family,
+    solve_with_widths,
+    train_darb_,
+)
 from chita_opt.nn.darb.matrix import widest_widths
 from chita_opt.nn.darb.patterns import CHOICES, Choice, dual_gains, fitting_widths
 from chita_opt.nn.darb.training import STAGES
+from chita_opt.supports.block_widths import BlockWidths
 
 SIZES = (16, 8, 4)
 
@@ -95,6 +103,23 @@ def test_without_coupling_gains_are_the_weights_own() -> None:
     torch.testing.assert_close(dual_gains(problem, 2), 0.25 * w_bar.square())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_joint_widths_are_near_the_enumerated_optimum(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    A, w_bar = torch.randn(20, 12, generator=random), torch.randn(12, generator=random).double()
+    family = BlockWidths(((3, 4),), 5, (1, 2, 4))
+    problem = from_gradients(A, w_bar, ridge=0.1, supports=family)
+    best = enumerate_optimum(problem)
+    found = solve_with_widths(problem)
+    assert found.is_feasible and found.problem is problem
+    assert best.objective <= found.objective * (1 + 1e-9)
+    assert found.objective <= 1.15 * best.objective
+    again = solve_with_widths(problem, start=best, rounds=1, time_limit=10.0)
+    assert again.objective <= best.objective * (1 + 1e-9)  # a start is never made worse
+    with pytest.raises(SupportError, match="no block widths"):
+        solve_with_widths(replace(problem, supports=Budget.cardinality(12, 5)))
+
+
 def test_dense_rows_get_narrow_blocks() -> None:
     layers = select_layers(MLPNet((16, 2), seed=0))
     scores = torch.cat([torch.full((16,), 2.0), torch.ones(16)])
@@ -115,7 +140,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("method", ["magnitude", "backsolve"])
+@pytest.mark.parametrize("method", ["magnitude", "backsolve", "relax_round"])
 def test_stages_hold_their_masks(choice: Choice, method: str) -> None:
     model, (x, y) = net(), data()
     measure = PruneOptions(rows=30)

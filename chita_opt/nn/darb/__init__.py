@@ -18,6 +18,7 @@ _EXPORTS = {
     "TorchDarbProduct": "chita_opt.nn.darb.decoding",
     "darb_family": "chita_opt.nn.darb.patterns",
     "dual_gains": "chita_opt.nn.darb.patterns",
+    "solve_with_widths": "chita_opt.nn.darb.joint_widths",
     "DarbRecipe": "chita_opt.nn.darb.training",
     "DarbStage": "chita_opt.nn.darb.training",
     "train_darb_": "chita_opt.nn.darb.training",

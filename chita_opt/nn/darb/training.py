@@ -19,6 +19,7 @@ from torch.nn.functional import nll_loss
 
 from chita_opt.errors import DataError
 from chita_opt.heuristics import solve
+from chita_opt.nn.darb.joint_widths import solve_with_widths
 from chita_opt.nn.darb.patterns import Choice, darb_family, dual_gains
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
@@ -30,6 +31,7 @@ from chita_opt.nn.training_checkpoint import digest
 from chita_opt.nn.weight_files import load_weights, save_weights
 from chita_opt.problem import Problem
 from chita_opt.supports import Budget, SupportFamily, keep_count
+from chita_opt.supports.block_widths import BlockWidths
 
 STAGES = ("dense", "irregular", "irregular_retrained", "blocks", "blocks_retrained")
 """Names of the states that a run passes through."""
@@ -229,7 +231,8 @@ class _Run:
             mask = family.best_support(weights.cpu().square())
         else:
             problem = replace(self._measured(), supports=family)
-            found = solve(problem, self.recipe.method, seed=self.seed)
+            solver = solve_with_widths if isinstance(family, BlockWidths) else solve
+            found = solver(problem, self.recipe.method, seed=self.seed)
             mask = found.w.cpu() != 0
             self.layers.write_(self.model, found.w)
         masks = self.layers.unflatten(mask)
