@@ -1,5 +1,7 @@
 """Methods that prove the optimum."""
 
+from chita_opt.exact.bit_width_search import BitWidthSolution, solve_bit_widths
+from chita_opt.exact.bit_widths import BitWidthProblem, quantised
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.branch_and_bound import branch_and_bound
 from chita_opt.exact.enumerate import Enumeration, enumerate_optimum, enumerate_supports
@@ -12,6 +14,8 @@ from chita_opt.exact.result import BlockProof, HistoryRow, PathProof, TreeProof,
 from chita_opt.exact.strengths import ProvenBound, lower_bound
 
 __all__ = [
+    "BitWidthProblem",
+    "BitWidthSolution",
     "BlockProof",
     "Enumeration",
     "HistoryRow",
@@ -30,6 +34,8 @@ __all__ = [
     "k_path",
     "lower_bound",
     "outer_approximation",
+    "quantised",
+    "solve_bit_widths",
     "solve_blocks",
     "solve_with",
     "split_into_blocks",

@@ -14,6 +14,7 @@ from chita_opt.nn.stages.schedules import stage_counts
 from chita_opt.nn.stages.state import StageAnswer, StageState
 from chita_opt.nn.stages.steps import layer_scaled
 from chita_opt.problem import Problem
+from chita_opt.supports import MinimumKeeps, SupportFamily, TwoBudgets
 from chita_opt.supports.thresholds import largest
 
 
@@ -72,17 +73,29 @@ class BlockRounds:
             )
         units = [item.rows_cols[1] for item in layers for _ in range(item.rows_cols[0])]
         model = without_coupling(problem.curvature, units)
-        counts = stage_counts(
-            "mfac", problem.p, problem.supports.max_count, self.rounds, base=self.base
-        )
-        w, last = problem.w_bar, len(counts) - 1
-        for i in sorted({count: i for i, count in enumerate(counts)}.values()):
-            scores = layer_scaled(w.abs(), w, layers, self.layer_power).square()
-            mask = problem.supports.best_support(scores)
-            if i < last:  # with what the family would keep, whatever else is largest
-                mask = largest(torch.where(mask, scores + scores.max(), scores), counts[i])
+        w, supports = problem.w_bar, problem.supports
+        scores = self._scores(w, layers)
+        kept = int(supports.best_support(scores).sum())
+        for count in dict.fromkeys(
+            stage_counts("mfac", problem.p, kept, self.rounds, base=self.base)
+        ):
+            mask = self._mask(supports, scores, count, kept)
             w = model.support_solver(problem.separable, mask).weights
+            scores = self._scores(w, layers)
         return w
+
+    def _scores(self, w: Tensor, layers: LayerMap) -> Tensor:
+        return layer_scaled(w.abs(), w, layers, self.layer_power).square()
+
+    def _mask(self, supports: SupportFamily, scores: Tensor, count: int, kept: int) -> Tensor:
+        """About ``count`` weights: of looser budgets, or with what the family would keep."""
+        if count <= kept:
+            return supports.best_support(scores)
+        if isinstance(supports, TwoBudgets | MinimumKeeps):
+            share = (supports.size - count) / (supports.size - kept)
+            return supports.loosened(share).best_support(scores)
+        mask = supports.best_support(scores)
+        return largest(torch.where(mask, scores + scores.max(), scores), count)
 
 
 __all__ = ["BlockRounds"]
