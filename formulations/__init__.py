@@ -3,6 +3,7 @@
 cvxpy and Pyomo are imported when a builder is called.
 """
 
+from chita_opt.formulations.best_mask import best_mask_milp, multiple_choice_milp
 from chita_opt.formulations.big_m import big_m_miqp, proven_big_m
 from chita_opt.formulations.budgets import block_widths, cost_budget
 from chita_opt.formulations.dual_cuts import (
@@ -33,6 +34,7 @@ __all__ = [
     "add_dual_cut",
     "add_side_constraints",
     "add_weight_cuts",
+    "best_mask_milp",
     "big_m_miqp",
     "block_widths",
     "cleaned",
@@ -41,6 +43,7 @@ __all__ = [
     "dual_cuts_milp",
     "indicator_gdp",
     "lagrangian_relaxation",
+    "multiple_choice_milp",
     "optimal_diagonal_relaxation",
     "pair_relaxation",
     "perspective_miqcp",

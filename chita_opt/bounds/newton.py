@@ -25,6 +25,7 @@ from chita_opt.curvature.factors import (
 )
 from chita_opt.curvature.sample_system import SampleSystem
 from chita_opt.errors import CurvatureError
+from chita_opt.supports.base import SmoothedMaximum
 
 Map = Callable[[Tensor], Tensor]
 
@@ -57,6 +58,20 @@ class FreePart:
     stiffness: Tensor
     pool: Tensor
 
+    @classmethod
+    def of(cls, inner: SmoothedMaximum, slope: Tensor, epsilon: Tensor) -> FreePart:
+        """The weights with 0 < z < 1, ``slope = c / d`` and ``epsilon`` for all weights."""
+        z = inner.z
+        index = ((z > 1e-9) & (z < 1.0 - 1e-9)).nonzero().squeeze(1)
+        epsilon = epsilon.expand(len(z))[index]
+        if inner.bundle is None:
+            return cls(index, slope[index], 1.0 / epsilon, inner.pool[index])
+        _, labels = inner.bundle[index].unique(return_inverse=True)
+        count = int(labels.max()) + 1 if len(labels) else 0
+        total = epsilon.new_zeros(count).index_add_(0, labels, epsilon)
+        pool = inner.pool.new_zeros(count).index_copy_(0, labels, inner.pool[index])
+        return BundledPart(index, slope[index], 1.0 / total, pool, labels)
+
     def centred_product(self, y: Tensor) -> Tensor:
         """The middle matrix times the free entries of ``F' v``, scaled back by the slopes."""
         u = self.slope * y
@@ -66,6 +81,43 @@ class FreePart:
         mean = u.new_zeros(count).index_add_(0, labels, self.stiffness * u) / mass.clamp_min(1e-300)
         centred = torch.where(self.pool >= 0, u - mean[labels], u)
         return self.slope * self.stiffness * centred
+
+
+@dataclass(frozen=True, eq=False)
+class BundledPart(FreePart):
+    """Free weights that move in bundles, as groups kept whole do.
+
+    ``stiffness`` and ``pool`` are of the bundles (b,).
+
+    Attributes
+    ----------
+    bundle : Tensor
+        (f,) int64, 0 … b-1.
+    """
+
+    bundle: Tensor
+
+    def centred_product(self, y: Tensor) -> Tensor:
+        """The same with one row for each bundle: the sum of its weights'."""
+        u = self.stiffness.new_zeros(len(self.stiffness))
+        u.index_add_(0, self.bundle, self.slope * y)
+        whole = FreePart(self.pool, torch.ones_like(u), self.stiffness, self.pool)
+        return self.slope * whole.centred_product(u)[self.bundle]
+
+    def centred_rows(self, factor: ColumnFactor) -> Tensor:
+        r"""(b, n) rows whose Gram matrix is the free part: :math:`\sqrt h` times centred sums."""
+        X = factor.select(self.index[:0]).new_zeros(len(self.stiffness), factor.dual_size)
+        for part in torch.arange(len(self.index), device=X.device).split(_BLOCK):
+            rows = factor.select(self.index[part])
+            rows.mul_((self.slope[part] * factor.root).to(X.dtype)[:, None])
+            X.index_add_(0, self.bundle[part], rows)
+        X, h, labels = X.double(), self.stiffness, self.pool - int(self.pool.min())
+        count = int(labels.max()) + 1
+        mass = h.new_zeros(count).index_add_(0, labels, h)
+        mean = X.new_zeros(count, X.shape[1]).index_add_(0, labels, h[:, None] * X)
+        mean /= mass.clamp_min(1e-300)[:, None]
+        held = (self.pool >= 0).to(X.dtype)
+        return h.sqrt()[:, None] * (X - held[:, None] * mean[labels])
 
 
 class NewtonSystem(ABC):
@@ -100,6 +152,10 @@ class SampleSpaceNewton(NewtonSystem):
             self.system, self.accuracy = self._system(None), 1e-11
             return True
         self.accuracy = _DIRECTION
+        if isinstance(free, BundledPart):
+            self._update(weights, _STALE, None)
+            self.system = self._system(symmetric_product(free.centred_rows(self.factor)))
+            return True
         bend = free.stiffness * free.slope.square()
         rest = weights[free.index] - self.held[free.index]
         waits = rest > -_STALE * bend  # their share of the Gram matrix goes with the free part

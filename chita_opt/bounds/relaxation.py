@@ -256,9 +256,7 @@ class _Ascent:
         state, rho = self.state, self.dual.part.rho
         state.z, self.prox.warm = inner.z, inner.multipliers
         gradient = self.dual.factor.forward(inner.z * state.c / rho) - state.r - self.dual.a
-        index = ((inner.z > 1e-9) & (inner.z < 1.0 - 1e-9)).nonzero().squeeze(1)
-        epsilon = self.prox.epsilon.expand(len(inner.z))[index]
-        free = FreePart(index, state.c[index] / rho[index], 1.0 / epsilon, inner.pool[index])
+        free = FreePart.of(inner, state.c / rho, self.prox.epsilon)
         self.system.prepare(inner.z / rho, free)
         direction = self.system.solve(gradient)
         return direction, float(gradient @ direction)

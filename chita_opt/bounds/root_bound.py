@@ -218,7 +218,7 @@ def ascend(
         r = problem.curvature.dual_of_image(problem.curvature.image(start.w - problem.w_bar))
     elif isinstance(start, Bound) and start.z is not None:
         z = start.z
-    if not supports.is_laminar:
+    if not supports.is_smooth:
         mask = supports.best_support(z)
         return oracle_ascent(factor, part, supports, scale=scale, options=options, clock=clock,
                              z=mask.double())  # fmt: skip

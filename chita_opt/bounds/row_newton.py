@@ -18,7 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chita_opt.bounds.newton import FreePart, NewtonSystem, apply_newton, conjugate_gradients
+from chita_opt.bounds.newton import (
+    BundledPart,
+    FreePart,
+    NewtonSystem,
+    apply_newton,
+    conjugate_gradients,
+)
 from chita_opt.curvature.factors import BlockFactor, Factor, RowFactor
 from chita_opt.curvature.shared_rows import batch_end
 
@@ -151,6 +157,8 @@ class CoupledNewton(NewtonSystem):
         self.weights, self.crossing = weights, None
         self.free = free if free is not None and len(free.index) else None
         local = None if self.free is None else self._localise(self.free)
+        if isinstance(self.free, BundledPart):  # conjugate gradients join all bundles
+            local, self.crossing = None, self.free.pool
         complete, start = True, 0
         for child, end in zip(self.children, self.ends, strict=True):
             part = None

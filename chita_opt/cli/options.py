@@ -26,6 +26,7 @@ METHOD_NAMES = (
     "obc",
     "alps",
     "layerwise",
+    "alternating",
     "local_search",
     "relax_round",
     "best",

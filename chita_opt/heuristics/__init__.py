@@ -1,6 +1,7 @@
 """Fast methods, one signature, one table."""
 
 from chita_opt.heuristics.alps import PAPER, PenaltySchedule, alps
+from chita_opt.heuristics.alternating import alternating
 from chita_opt.heuristics.blockwise import blockwise
 from chita_opt.heuristics.cbs import cbs
 from chita_opt.heuristics.chita import chita
@@ -29,6 +30,7 @@ __all__ = [
     "RoundingOptions",
     "RowSearch",
     "alps",
+    "alternating",
     "backsolve",
     "best",
     "blockwise",

@@ -8,6 +8,7 @@ from typing import Any
 
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.alps import alps
+from chita_opt.heuristics.alternating import alternating
 from chita_opt.heuristics.blockwise import blockwise
 from chita_opt.heuristics.cbs import cbs
 from chita_opt.heuristics.chita import chita
@@ -100,6 +101,12 @@ METHODS: dict[str, Method] = {
             needs_ridge=True,
             needs_thresholds=True,
             needs_rows=True,
+        ),
+        Method(
+            "alternating",
+            "decide (block widths, live groups), swap inside, decide again",
+            alternating,
+            needs_ridge=True,
         ),
         Method("local_search", "best exact swaps from any solution", local_search),
         Method(

@@ -31,11 +31,14 @@ class SmoothedMaximum:
         raising one of them lowers the others. Coordinates that no tight row holds carry -1.
     multipliers : Tensor
         Warm start for the next call; opaque to the caller.
+    bundle : Tensor or None
+        (p,) int64 where weights of one label move as one; None where each moves by itself.
     """
 
     z: Tensor
     pool: Tensor
     multipliers: Tensor
+    bundle: Tensor | None = None
 
 
 class SupportFamily(ABC):
@@ -105,8 +108,13 @@ class SupportFamily(ABC):
 
     @property
     def is_laminar(self) -> bool:
-        """Whether ``smoothed_maximum`` is available (exact, by thresholds)."""
+        """Whether the family is a set of nested budgets, with thresholds for all questions."""
         return False
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether ``smoothed_maximum`` is available (exact, by thresholds)."""
+        return self.is_laminar
 
     @property
     def max_count(self) -> int:
@@ -186,7 +194,8 @@ class SupportFamily(ABC):
     def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
         """Whether weight i may leave ``mask`` and weight j enter, for all pairs.
 
-        Boolean (len(outgoing), len(incoming)); None stands for "always".
+        Boolean (len(outgoing), len(incoming)); None stands for "always". False may also be said of
+        swaps that a family would rather leave to its oracle.
         """
         allowed = torch.zeros(len(outgoing), len(incoming), dtype=torch.bool, device=mask.device)
         trial = mask.clone()

@@ -160,6 +160,16 @@ class BlockWidths(SupportFamily):
             first += len(part.caps)
         return Budget(torch.cat(labels), torch.cat(caps), title="darb(widths given)")
 
+    def exchange_margins(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Those of the budgets that the mask's widths leave."""
+        if not self.contains(mask):
+            return super().exchange_margins(scores, mask)
+        return self.laminar_part(mask).exchange_margins(scores, mask)
+
+    def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
+        """Swaps that keep the widths; others are left to a new choice of widths."""
+        return self.laminar_part(mask).can_swap(mask, outgoing, incoming)
+
     # -- rows -----------------------------------------------------------------------------
 
     def rows(self) -> LinearRows:

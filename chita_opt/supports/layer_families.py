@@ -89,6 +89,11 @@ class LayerFamilies(SupportFamily):
         return all(part.is_laminar for part in self.parts)
 
     @property
+    def is_smooth(self) -> bool:
+        """Whether every layer has a smoothed maximum."""
+        return all(part.is_smooth for part in self.parts)
+
+    @property
     def max_count(self) -> int:
         """Sum of the layers'."""
         return sum(part.max_count for part in self.parts)
@@ -151,7 +156,7 @@ class LayerFamilies(SupportFamily):
         self, gains: Tensor, centre: Tensor, epsilon: Tensor, warm: Tensor | None = None
     ) -> SmoothedMaximum:
         """Layer by layer; multipliers lie one after the other, labels of pools don't meet."""
-        found, pools, first = [], [], 0
+        found, pools, bundles, first, above = [], [], [], 0, 0
         lengths = self._warm_lengths if warm is not None else [0] * len(self.parts)
         starts = [None] * len(self.parts) if warm is None else list(warm.split(lengths))
         every = epsilon.expand(self.size)
@@ -160,10 +165,13 @@ class LayerFamilies(SupportFamily):
             found.append(own)
             pools.append(torch.where(own.pool >= 0, own.pool + first, -1))
             first += int(own.pool.max()) + 2
+            bundles.append(_bundle(own) + above)
+            above += int(bundles[-1].max()) + 1 - above
         self._warm_lengths[:] = [len(own.multipliers) for own in found]
         return SmoothedMaximum(
             torch.cat([own.z for own in found]), torch.cat(pools),
             torch.cat([own.multipliers for own in found]),
+            torch.cat(bundles) if any(own.bundle is not None for own in found) else None,
         )  # fmt: skip
 
     def smoothing_scale(self, gains: Tensor) -> Tensor:
@@ -200,6 +208,12 @@ def _one_budget(budgets: Sequence[Budget]) -> Budget:
     titles = {part.title for part in budgets}
     title = titles.pop() if len(titles) == 1 else f"layers({len(budgets)})"
     return Budget(torch.cat(labels), torch.cat([part.caps for part in budgets]), title=title)
+
+
+def _bundle(found: SmoothedMaximum) -> Tensor:
+    """Labels of weights that move as one; every weight for itself where there are none."""
+    alone = torch.arange(len(found.z), device=found.z.device)
+    return alone if found.bundle is None else found.bundle
 
 
 def _addable(part: SupportFamily, mask: Tensor, incoming: Tensor) -> Tensor:

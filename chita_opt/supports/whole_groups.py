@@ -23,7 +23,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from torch import Tensor
 
 from chita_opt.errors import SupportError
-from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.base import Array, SmoothedMaximum, SupportFamily
 from chita_opt.supports.budget import Budget
 from chita_opt.supports.knapsack import Choice, best_choice
 from chita_opt.supports.linear_rows import LinearRows
@@ -210,6 +210,10 @@ class WholeGroups(SupportFamily):
         out = torch.minimum(s, (sums - entering)[labels].clamp_min(0.0))
         return torch.where(mask, out, (leaving - sums)[labels].clamp_min(0.0))
 
+    def exchange_margins(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Weights of groups that are alive may enter for nothing, others not by themselves."""
+        return self.laminar_part(mask).exchange_margins(scores, mask)
+
     def can_swap(self, mask: Tensor, outgoing: Tensor, incoming: Tensor) -> Tensor | None:
         """Within a group always; else where the groups then alive are within the budget."""
         labels, cost = self.labels.to(mask.device), torch.from_numpy(self._cost).to(mask.device)
@@ -226,6 +230,38 @@ class WholeGroups(SupportFamily):
         live = torch.from_numpy(self.auxiliary(mask)).to(torch.int64)
         sizes = torch.bincount(self.labels)
         return Budget(self.labels, live * sizes, title=f"{self.title}, groups given")
+
+    # -- smoothing ------------------------------------------------------------------------
+
+    @property
+    def is_smooth(self) -> bool:
+        """Groups that cost the same have thresholds: those of their sums."""
+        return self.uniform
+
+    def smoothed_maximum(
+        self, gains: Tensor, centre: Tensor, epsilon: Tensor, warm: Tensor | None = None
+    ) -> SmoothedMaximum:
+        r"""Maximise :math:`z^\top g-\tfrac12\sum_j\epsilon_j(z_j-z^0_j)^2` over whole groups.
+
+        Over :math:`z_j=u_{g(j)}`, the hull of the maximal masks: with gains >= 0 its maximum is
+        that of the family. The groups' sums then stand for weights under a count.
+        """
+        every = epsilon.expand(self.size)
+        labels = self.labels.to(gains.device)
+        total = self._sums(every)
+        middle = self._sums(every * centre) / total
+        own = self._count().smoothed_maximum(self._sums(gains), middle, total, warm)
+        return SmoothedMaximum(own.z[labels], own.pool[labels], own.multipliers, labels)
+
+    def smoothing_scale(self, gains: Tensor) -> Tensor:
+        """The threshold of the groups' sums, shared by each group's weights."""
+        sizes = torch.bincount(self.labels).to(gains.device)
+        level = self._count().smoothing_scale(self._sums(gains))
+        return (level / sizes)[self.labels.to(gains.device)]
+
+    def _count(self) -> Budget:
+        """The groups as weights under a count; only where all cost the same."""
+        return Budget.cardinality(self.count, min(int(self._limits()[1]), self.count))
 
     def _sums(self, scores: Tensor) -> Tensor:
         out = torch.zeros(self.count, dtype=torch.float64, device=scores.device)
