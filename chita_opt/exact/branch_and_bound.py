@@ -26,6 +26,7 @@ from chita_opt.solution import Clock, Solution, Status
 
 MAX_SIZE = 4000  # weights up to which a dense matrix and its factorisations are sensible
 _LONG = 60  # weights from which workers, that take seconds to start, are started before the search
+_EASY = 30  # nodes after which the search is worth a longer look for incumbents
 
 
 def branch_and_bound(
@@ -120,14 +121,14 @@ class Tree:
             options.memory_limit,
         )  # fmt: skip
         self.progress = Progress(self.clock, options.log, options.log_seconds)
-        self.crew = Crew(self.search, options, self.clock, self._look, self._keep)
+        self.crew = Crew(self.search, options, self.clock, self._look, self._between_nodes)
         self.checkpoint = Checkpoint(options, self.quadratic, problem.supports)
         root = root_node(problem.p, family.row_count)
         if self.log is None:
             root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
         if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
-        self.root_is_cold = warm is None
+        self.root_is_cold, self.kicked = warm is None, False
         if warm is not None:
             root.d, root.z, root.nu, root.mu = warm.d, warm.z, warm.nu, warm.mu
         self.search.push(root)
@@ -149,7 +150,8 @@ class Tree:
         with self.crew as crew:
             if self.problem.p >= _LONG and self.root_is_cold:
                 crew.start()
-            if not self.checkpoint.restore(self.search, self.best):
+            self.kicked = self.checkpoint.restore(self.search, self.best)
+            if not self.kicked:
                 self.best.find()
             self.search.upper = self.best.value
             return crew.run()
@@ -157,7 +159,11 @@ class Tree:
     def _look(self) -> None:
         self.progress.update(self.search)
 
-    def _keep(self) -> None:
+    def _between_nodes(self) -> None:
+        if not self.kicked and self.search.nodes >= _EASY:
+            self.kicked = True
+            self.best.kick()
+            self.search.upper = min(self.search.upper, self.best.value)
         self.checkpoint.save(self.search, self.best)
 
     def _finish(self, status: Status) -> TreeResult:

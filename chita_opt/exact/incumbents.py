@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
+from chita_opt.curvature import Dense, LowRank
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.heuristics.incumbent import check_start, complete, keep_scores
 from chita_opt.heuristics.local_search import local_search
@@ -36,6 +41,7 @@ class Incumbents:
         self, problem: Problem, quadratic: Quadratic, clock: Clock, start: Solution | None
     ) -> None:
         self.problem, self.quadratic, self.clock = problem, quadratic, clock
+        self.twin = _with_matrix(problem, quadratic)
         self.w = np.zeros(problem.p)
         self.value = problem.prune_all
         self.floor = problem.dense_minimum
@@ -47,25 +53,25 @@ class Incumbents:
             self.take(start)
 
     def find(self) -> None:
-        """The default heuristic, exact swaps, then kicks; at most a third of the time."""
+        """The default heuristic, then exact swaps; at most half of the time."""
         left = self.clock.remaining
         limit = None if left is None else 0.25 * left
         first = self.start
         if first is None:
             first = solve(self.problem, time_limit=limit)
             self.take(first)
-        self.take(local_search(self.problem, start=first, time_limit=limit))
-        self._kick()
+        self._swap(first.w.cpu(), time_limit=limit)
 
-    def _kick(self) -> None:
+    def kick(self) -> None:
         """Leave the swap search's optimum: drop some kept weights, fill up at random, swap again.
 
-        An incumbent a hair better closes many nodes, so this pays before the tree starts.
+        An incumbent a hair better closes many nodes, so this pays early in a tree that is not
+        small; it takes no longer than everything before it.
         """
         problem, draw = self.problem, torch.Generator().manual_seed(0)
         worth = keep_scores(problem).cpu()
         seconds = _KICK_SECONDS if self.clock.limit is None else _KICK_SHARE * self.clock.limit
-        end = self.clock.elapsed + seconds
+        end = self.clock.elapsed + min(seconds, self.clock.elapsed)
         for _ in range(problem.p // _KICK_EVERY):
             kept = torch.from_numpy(np.flatnonzero(self.w))
             if self.clock.elapsed > end or not len(kept):
@@ -79,9 +85,7 @@ class Incumbents:
             w = np.zeros(problem.p)
             index = np.flatnonzero(support.cpu().numpy())
             w[index] = self.quadratic.solve(index)[0]
-            kicked = Solution(problem, torch.from_numpy(w), "kick", Status.FEASIBLE)
-            left = max(end - self.clock.elapsed, 1e-3)
-            self.take(local_search(problem, start=kicked, time_limit=left))
+            self._swap(torch.from_numpy(w), time_limit=max(end - self.clock.elapsed, 1e-3))
 
     def offer(self, support: Array) -> float:
         """Solve on ``support`` (index array), improve it if it is good; the best value so far."""
@@ -99,15 +103,17 @@ class Incumbents:
             full[support] = w
             found = Solution(self.problem, torch.from_numpy(full), "rounding", Status.FEASIBLE)
             self.take(found)
-            self._search(found)
+            begin = self.clock.elapsed
+            if self.spent <= _SEARCH_SHARE * begin + 0.1:
+                self._swap(found.w, max_rounds=3)
+                self.spent += self.clock.elapsed - begin
         return self.value
 
-    def _search(self, found: Solution) -> None:
-        begin = self.clock.elapsed
-        if self.spent > _SEARCH_SHARE * begin + 0.1:
-            return
-        self.take(local_search(self.problem, start=found, max_rounds=3))
-        self.spent += self.clock.elapsed - begin
+    def _swap(self, w: Tensor, **limits: Any) -> None:
+        """Improve weights by exact swaps."""
+        start = Solution(self.twin, w.to(self.twin.device), "rounding", Status.FEASIBLE)
+        better = local_search(self.twin, start=start, **limits)
+        self.take(replace(better, problem=self.problem, w=better.w.to(self.problem.device)))
 
     def take(self, found: Solution) -> None:
         """Keep a solution if it is feasible and better; pass an interrupt on."""
@@ -116,3 +122,12 @@ class Incumbents:
             self.clock.record(self.value)
         if found.status is Status.INTERRUPTED:  # the heuristics end quietly on Ctrl-C
             raise KeyboardInterrupt
+
+
+def _with_matrix(problem: Problem, quadratic: Quadratic) -> Problem:
+    """Gradients as the matrix that the tree has formed anyway: swaps read its entries."""
+    if not isinstance(problem.curvature, LowRank):
+        return problem
+    C = torch.from_numpy(quadratic.H - np.diag(problem.rho.cpu().numpy()))
+    w_bar, rho, g = problem.w_bar.cpu(), problem.rho.cpu(), problem.g.cpu()
+    return Problem(Dense(C), w_bar, rho, problem.supports, g)

@@ -75,6 +75,7 @@ def solve_with(
     *,
     time_limit: float | None = None,
     gap: float = 1e-4,
+    strong_split: bool = True,
     side_constraints: Sequence[SideConstraint] = (),
 ) -> SolverResult:
     """Give SCIP, Gurobi, CPLEX or Xpress the perspective model with a strong split and a proven M.
@@ -91,6 +92,9 @@ def solve_with(
         Seconds over the whole call.
     gap : float
         Relative gap at which to stop.
+    strong_split : bool
+        Move the best diagonal of the curvature into the perspective terms; otherwise the ridge
+        alone.
     side_constraints : sequence of callables
         Each adds constraints on ``model.z``; M is then not taken from the heuristic's solution,
         which they may forbid, but from pruning everything.
@@ -98,7 +102,7 @@ def solve_with(
     Raises
     ------
     MethodError
-        If the solver is unknown.
+        If the solver is unknown, or refuses the model (as size-limited licences do).
     MissingDependencyError
         If it is not installed, or has no licence.
     """
@@ -106,9 +110,15 @@ def solve_with(
     engine = _engine(solver)
     start = heuristic(problem, time_limit=None if time_limit is None else 0.1 * time_limit)
     unit = 0.01 * (problem.prune_all - problem.dense_minimum) or 1.0
-    model = _model(problem, start, unit, bool(side_constraints))
+    model = _model(problem, start, unit, bool(side_constraints), strong_split)
     add_side_constraints(model, side_constraints)
-    word, lower = _run(engine, model, clock, gap)
+    try:
+        word, lower = _run(engine, model, clock, gap)
+    except Exception as error:  # every solver refuses with a class of its own
+        raise MethodError(
+            f"{solver} did not take the model of {problem.p} weights: {error}. Licences that come "
+            "with a package limit the size; use a full one, or branch_and_bound"
+        ) from error
     found = None if side_constraints else start
     mask = _mask(model)
     if mask is not None and problem.supports.contains(mask):
@@ -142,14 +152,16 @@ def _engine(name: str) -> Any:
     return engine
 
 
-def _model(problem: Problem, start: Solution, unit: float, constrained: bool) -> Any:
+def _model(
+    problem: Problem, start: Solution, unit: float, constrained: bool, strong_split: bool
+) -> Any:
     """The perspective model in hundredths of pruning everything."""
     scaled = Problem(
         Dense(problem.curvature.dense() / unit), problem.w_bar, problem.rho / unit,
         problem.supports, problem.g / unit,
     )  # fmt: skip
     upper = scaled.prune_all if constrained else scaled.objective(start.w)
-    witness = root_witness(scaled, Quadratic.of(scaled), upper)
+    witness = root_witness(scaled, Quadratic.of(scaled), upper) if strong_split else None
     split = None if witness is None else witness.split
     model = perspective_miqcp(scaled, split=split, big_m=proven_big_m(scaled, upper))
     if not constrained:
@@ -170,8 +182,8 @@ def _run(engine: Any, model: Any, clock: Clock, gap: float) -> tuple[str, float 
         if result.incumbent_objective is not None:
             result.solution_loader.load_vars()
         return str(result.termination_condition), result.objective_bound
-    limits = {"cplex_direct": ("timelimit", "mip_tolerances_mipgap"),
-              "xpress_direct": ("maxtime", "miprelstop")}[engine.name]  # fmt: skip
+    cplex = "cplex" in engine.name  # Pyomo spells the names of its interfaces in several ways
+    limits = ("timelimit", "mip_tolerances_mipgap") if cplex else ("maxtime", "miprelstop")
     if clock.remaining is not None:
         engine.options[limits[0]] = clock.remaining
     engine.options[limits[1]] = gap
