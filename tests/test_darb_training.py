@@ -103,11 +103,11 @@ def test_without_coupling_gains_are_the_weights_own() -> None:
     torch.testing.assert_close(dual_gains(problem, 2), 0.25 * w_bar.square())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_joint_widths_are_near_the_enumerated_optimum(seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    A, w_bar = torch.randn(20, 12, generator=random), torch.randn(12, generator=random).double()
-    family = BlockWidths(((3, 4),), 5, (1, 2, 4))
+    A, w_bar = torch.randn(5, 8, generator=random), torch.randn(8, generator=random).double()
+    family = BlockWidths(((2, 4),), 4, (1, 2, 4))
     problem = from_gradients(A, w_bar, ridge=0.1, supports=family)
     best = enumerate_optimum(problem)
     found = solve_with_widths(problem)
@@ -117,7 +117,7 @@ def test_joint_widths_are_near_the_enumerated_optimum(seed: int) -> None:
     again = solve_with_widths(problem, start=best, rounds=1, time_limit=10.0)
     assert again.objective <= best.objective * (1 + 1e-9)  # a start is never made worse
     with pytest.raises(SupportError, match="no block widths"):
-        solve_with_widths(replace(problem, supports=Budget.cardinality(12, 5)))
+        solve_with_widths(replace(problem, supports=Budget.cardinality(8, 4)))
 
 
 def test_dense_rows_get_narrow_blocks() -> None:
@@ -143,7 +143,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 @pytest.mark.parametrize("method", ["magnitude", "backsolve", "relax_round"])
 def test_stages_hold_their_masks(choice: Choice, method: str) -> None:
     model, (x, y) = net(), data()
-    measure = PruneOptions(rows=30)
+    measure = PruneOptions(rows=10)
     recipe = replace(RECIPE, choice=choice, method=method, measure=measure)
     stages = train_darb_(model, x, y, recipe=recipe)
     assert tuple(stages) == STAGES

@@ -16,7 +16,7 @@ from chita_opt.solution import Clock, Solution
 from chita_opt.supports.block_widths import BlockWidths
 
 _GAIN = 1e-6  # relative gain of a round that goes on
-_TOL = 1e-4  # of the family's bound
+_TOL = 1e-3  # of the family's bound, of which only scores are used
 
 
 def solve_with_widths(
@@ -80,7 +80,7 @@ def solve_with_widths(
     for _ in range(rounds):
         if clock.expired:
             break
-        bound = dual_bound(problem, start=best, tol=_TOL, time_limit=clock.remaining)
+        bound = dual_bound(problem, start=best, tol=_TOL, splits="none", time_limit=clock.remaining)
         gains = dual_point(problem, bound.witness, bound.split).gains
         step = inside(family.best_support(gains))
         gained = step.objective < best.objective * (1.0 - _GAIN)
