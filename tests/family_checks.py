@@ -42,6 +42,7 @@ def check_family(
     assert [family.contains(mask) for mask in masks] == inside.tolist()
     members = masks[inside]
     check_rows(family, members)
+    check_laminar_part(family, members, draw)
     for _ in range(3):
         check_oracle(family, members, random_scores(draw, family.size))
     assert members.sum(1).max() <= family.max_count
@@ -58,6 +59,16 @@ def check_rows(family: SupportFamily, members: Tensor) -> None:
         u = family.auxiliary(mask)
         assert u.shape == (rows.q,) and set(np.unique(u)) <= {0.0, 1.0}
         assert (rows.G @ mask.double().numpy() + rows.E @ u <= rows.h + 1e-9).all()
+
+
+def check_laminar_part(family: SupportFamily, members: Tensor, draw: np.random.Generator) -> None:
+    """Where a mask leaves a laminar family, that holds the mask and nothing but members."""
+    mask = members[int(draw.integers(len(members)))]
+    part = family.laminar_part(mask)
+    if part is not None:
+        assert part.is_laminar and part.contains(mask)
+        for z in all_masks(family.size)[:: max(1, 2**family.size // 64)]:
+            assert family.contains(z) or not part.contains(z)
 
 
 def check_oracle(family: SupportFamily, members: Tensor, scores: Tensor) -> None:

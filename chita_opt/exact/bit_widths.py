@@ -5,8 +5,8 @@ r"""A bit-width for every channel, 0 of which prunes it: a quadratic over a mult
           \quad\text{s.t. }\sum_\beta y_{c\beta}=1,\ \ \sum_{c,\beta}\beta\,n_c\,y_{c\beta}\le B
 
 The joint search of pruning and channel-wise precision (Motetti et al. 2024, arXiv 2407.01054) on
-the quadratic model of the loss. Where the curvature does not couple channels it is a multiple-choice
-knapsack, solved exactly; elsewhere see :mod:`chita_opt.exact.bit_width_search`.
+the quadratic model of the loss. Where the curvature does not couple channels it is a
+multiple-choice knapsack, solved exactly; elsewhere see :mod:`chita_opt.exact.bit_width_search`.
 """
 
 from __future__ import annotations

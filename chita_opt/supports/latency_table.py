@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.knapsack import best_choice
 from chita_opt.supports.linear_rows import LinearRows
 
@@ -166,6 +167,13 @@ class LatencyTable(SupportFamily):
         needs = [own.at_least(n) for own, n in zip(self.levels, kept.tolist(), strict=True)]
         known = [t for t in needs if t is not None]
         return len(known) == len(needs) and sum(known) <= self.limit
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """The counts of the levels that a mask needs."""
+        kept = torch.bincount(self.layers[mask.cpu()], minlength=len(self.levels)).tolist()
+        pairs = zip(self.levels, kept, strict=True)
+        counts = [own.counts[int(np.searchsorted(own.counts, n))] for own, n in pairs]
+        return Budget(self.layers, torch.tensor(counts), title="levels given")
 
     def rows(self) -> LinearRows:
         r"""Rows with a binary :math:`u_{li}` for each level above the fastest.

@@ -14,6 +14,7 @@ from torch import Tensor
 from chita_opt.errors import SupportError
 from chita_opt.supports import thresholds
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.linear_rows import LinearRows
 from chita_opt.supports.two_budgets import TwoBudgets
 
@@ -181,6 +182,11 @@ class MinimumKeeps(SupportFamily):
         best.scatter_reduce_(0, self.layers[~own], s[~own], "amax")
         price = one + unit * self._costs.double()
         return np.concatenate([torch.minimum(price, best).numpy(), [one, unit]])
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """As many weights of every layer as a mask keeps, or the layer's minimum."""
+        kept = torch.bincount(self.layers[mask.cpu()], minlength=len(self.minima))
+        return Budget(self.layers, kept.maximum(self.minima), title="counts of every layer")
 
     def loosened(self, share: float) -> MinimumKeeps:
         """The same minima under the budgets of an earlier stage."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.linear_rows import LinearRows
 
 _HALVINGS = 100
@@ -154,6 +155,18 @@ class NestedGroups(SupportFamily):
     def contains(self, mask: Tensor) -> bool:
         """Whether the price of the mask is within the limit."""
         return self._used(self.check_mask(mask)) <= self.limit
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """Everything inside the channels that a mask opens, within what they leave of the limit."""
+        kept = mask.cpu()
+        opened = torch.zeros(len(self.layers), dtype=torch.bool)
+        opened[self.channels[kept]] = True
+        inside = opened[self.channels]
+        room = self.limit - self._used(kept) + self.prices.weight * int(kept.sum())
+        count = int(inside.sum())
+        if self.prices.weight:
+            count = min(count, room // self.prices.weight)
+        return Budget((~inside).long(), torch.tensor([count, 0]), title="channels given")
 
     def rows(self) -> LinearRows:
         """A row a weight, a row a channel, and the budget; u holds channels, then layers."""

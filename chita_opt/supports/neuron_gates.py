@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.linear_rows import LinearRows
 from chita_opt.supports.neuron_search import (
     NeuronChoice,
@@ -215,6 +216,17 @@ class NeuronGates(SupportFamily):
         touched = torch.unique(used[used >= 0])
         counts = torch.bincount(self.groups[touched], minlength=len(self.caps))
         return bool((counts <= self.caps).all())
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """All weights between the neurons that a mask touches."""
+        low, high = self._ends
+        used = self.gates[mask.cpu()].numpy()
+        touched = np.zeros(len(self.groups) + 1, dtype=bool)
+        touched[used] = True
+        touched[-1] = True  # -1 is always open
+        inside = torch.from_numpy(touched[low] & touched[high])
+        caps = torch.tensor([int(inside.sum()), 0])
+        return Budget((~inside).long(), caps, title="neurons given")
 
     def auxiliary(self, mask: Tensor) -> Array:
         """Neurons that kept weights touch, then pairs of them."""

@@ -214,6 +214,11 @@ class ProcessorPartition(SupportFamily):
             columns, self.parts, self.room[1]
         )
 
+    def laminar_part(self, mask: Tensor) -> Budget | None:
+        """The partition that holds a mask, as given."""
+        deal = self._deal(mask)
+        return None if deal is None else given_partition(*map(torch.from_numpy, deal))
+
     @cached_property
     def _linear_rows(self) -> LinearRows:
         """Counts of rows and columns; agreement of both ends; the deal itself."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
+from chita_opt.supports.budget import Budget
 from chita_opt.supports.linear_rows import LinearRows
 from chita_opt.supports.two_budgets_oracle import (
     CostClasses,
@@ -170,6 +171,14 @@ class TwoBudgets(SupportFamily):
         costs = self.costs.to(mask.device)
         room = self.limit - int(costs[mask].sum())
         return costs[incoming][None, :] - costs[outgoing][:, None] <= room
+
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """As many weights of every cost as a mask keeps."""
+        labels = torch.empty(self.size, dtype=torch.int64)
+        for c, own in enumerate(self._classes.members):
+            labels[torch.from_numpy(own)] = c
+        counts = torch.bincount(labels[mask.cpu()], minlength=len(self._classes.costs))
+        return Budget(labels, counts, title="counts of every cost")
 
     def loosened(self, share: float) -> TwoBudgets:
         """The family of a stage that removes only a ``share`` in [0, 1] of what this one does."""
