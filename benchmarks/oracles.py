@@ -1,7 +1,7 @@
 """Oracles of all support families against enumeration and HiGHS, on random cases.
 
 Half of the cases have at most nine weights and are enumerated through ``contains``; the others have
-up to forty and are solved by HiGHS over the family's rows. A value differs if it is off by more
+up to twenty-four and are solved by HiGHS over the family's rows. A value differs if it is off by more
 than 1e-9 of itself, or if the oracle's mask is outside the family.
 """
 
@@ -36,7 +36,7 @@ from chita_opt.supports import (
 
 Draw = np.random.Generator
 Family = co.SupportFamily
-SMALL, LARGE = 9, 40
+SMALL, LARGE = 9, 24
 COLUMNS = (
     "family", "cases", "enumerated", "by_highs", "wrong", "worst_excess", "rows_tight_%", "seconds",
 )  # fmt: skip
