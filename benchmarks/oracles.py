@@ -1,8 +1,8 @@
 """Oracles of all support families against enumeration and HiGHS, on random cases.
 
-Half of the cases have at most nine weights and are enumerated through ``contains``; the others have
-up to twenty-four and are solved by HiGHS over the family's rows. A value differs if it is off by more
-than 1e-9 of itself, or if the oracle's mask is outside the family.
+Half of the cases have at most nine weights and are enumerated through ``contains``; the others
+have up to twenty-four and are solved by HiGHS over the family's rows. A value differs if it is off
+by more than 1e-9 of itself, or if the oracle's mask is outside the family.
 """
 
 from __future__ import annotations

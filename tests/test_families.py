@@ -113,6 +113,26 @@ def test_the_laminar_part_holds_the_mask_and_lies_inside(seed: int) -> None:
     assert family.contains(other)
 
 
+@given(NUMBERS)
+def test_the_smoothed_maximum_of_groups_is_optimal(seed: int) -> None:
+    """First-order optimality over the rows, and the best value where nothing is smoothed."""
+    draw = torch.Generator().manual_seed(seed)
+    name = ["groups", "unequal_groups", "block_2x2"][seed % 3]
+    family = FAMILIES[name](draw, 8)
+    gains, centre, epsilon = torch.rand(3, 8, generator=draw, dtype=torch.float64)
+    epsilon = (0.1 + epsilon) * 10.0 ** (seed % 5 - 3)
+    z = family.smoothed_maximum(gains, centre, epsilon).z
+    rows = family.rows()
+    u = np.zeros(rows.q)
+    np.maximum.at(u, family.labels.numpy(), z.numpy())
+    assert (rows.G @ z.numpy() + rows.E @ u <= rows.h + 1e-8).all()
+    slope = gains - epsilon * (z - centre)
+    sums = torch.zeros(rows.q, dtype=torch.float64).index_add_(0, family.labels, slope)
+    whole = sums.clamp_min(0.0)[family.labels] / torch.bincount(family.labels)[family.labels]
+    best = rows.bound(whole.numpy(), family.multipliers(whole))  # over the maximal points
+    assert best - float(slope @ z) <= 1e-7 * (1.0 + float(gains.sum()))
+
+
 # -- knapsack -----------------------------------------------------------------------------------
 
 

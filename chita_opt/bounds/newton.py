@@ -70,7 +70,12 @@ class FreePart:
         count = int(labels.max()) + 1 if len(labels) else 0
         total = epsilon.new_zeros(count).index_add_(0, labels, epsilon)
         pool = inner.pool.new_zeros(count).index_copy_(0, labels, inner.pool[index])
-        return BundledPart(index, slope[index], 1.0 / total, pool, labels)
+        if inner.share is None:
+            return BundledPart(index, slope[index], 1.0 / total, pool, labels)
+        # in units of its share of the row, a bundle is like those that take 1
+        share = inner.share[index]
+        size = total.new_ones(count).index_copy_(0, labels, share)
+        return BundledPart(index, slope[index] / share, size.square() / total, pool, labels)
 
     def centred_product(self, y: Tensor) -> Tensor:
         """The middle matrix times the free entries of ``F' v``, scaled back by the slopes."""

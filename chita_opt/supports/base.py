@@ -33,12 +33,15 @@ class SmoothedMaximum:
         Warm start for the next call; opaque to the caller.
     bundle : Tensor or None
         (p,) int64 where weights of one label move as one; None where each moves by itself.
+    share : Tensor or None
+        (p,) what raising a bundle by one takes of its pool's row; 1 if absent.
     """
 
     z: Tensor
     pool: Tensor
     multipliers: Tensor
     bundle: Tensor | None = None
+    share: Tensor | None = None
 
 
 class SupportFamily(ABC):

@@ -172,6 +172,8 @@ class LayerFamilies(SupportFamily):
             torch.cat([own.z for own in found]), torch.cat(pools),
             torch.cat([own.multipliers for own in found]),
             torch.cat(bundles) if any(own.bundle is not None for own in found) else None,
+            torch.cat([torch.ones_like(own.z) if own.share is None else own.share
+                       for own in found]),
         )  # fmt: skip
 
     def smoothing_scale(self, gains: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from chita_opt.supports.knapsack import Choice, best_choice
 from chita_opt.supports.linear_rows import LinearRows
 from chita_opt.supports.thresholds import largest
 
+_MAX_STEPS = 200
+
 
 @dataclass(frozen=True, eq=False)
 class WholeGroups(SupportFamily):
@@ -235,33 +237,40 @@ class WholeGroups(SupportFamily):
 
     @property
     def is_smooth(self) -> bool:
-        """Groups that cost the same have thresholds: those of their sums."""
-        return self.uniform
+        """Always: one price decides all groups. The hull is that of the rows."""
+        return True
 
     def smoothed_maximum(
         self, gains: Tensor, centre: Tensor, epsilon: Tensor, warm: Tensor | None = None
     ) -> SmoothedMaximum:
         r"""Maximise :math:`z^\top g-\tfrac12\sum_j\epsilon_j(z_j-z^0_j)^2` over whole groups.
 
-        Over :math:`z_j=u_{g(j)}`, the hull of the maximal masks: with gains >= 0 its maximum is
-        that of the family. The groups' sums then stand for weights under a count.
+        Over :math:`z_j=u_{g(j)}`, the maximal points of the rows, which is where the maximum lies
+        for gains >= 0. With the groups' sums S of :math:`g+\epsilon z^0` and E of
+        :math:`\epsilon`, :math:`u_g=\mathrm{clip}((S_g-\lambda c_g)/E_g,0,1)` with one price
+        :math:`\lambda\ge0` of the budget.
         """
         every = epsilon.expand(self.size)
         labels = self.labels.to(gains.device)
         total = self._sums(every)
-        middle = self._sums(every * centre) / total
-        own = self._count().smoothed_maximum(self._sums(gains), middle, total, warm)
-        return SmoothedMaximum(own.z[labels], own.pool[labels], own.multipliers, labels)
+        cost, limit = self._limits()
+        c = torch.from_numpy(cost).to(gains.device)
+        base = self._sums(gains + every * centre)
+        price = _price(base, total, c, limit, None if warm is None else float(warm))
+        u = ((base - price * c) / total).clamp(0.0, 1.0)
+        pool = torch.full_like(labels, 0 if price > 0.0 else -1)
+        return SmoothedMaximum(u[labels], pool, u.new_tensor([price]), labels, c[labels])
 
     def smoothing_scale(self, gains: Tensor) -> Tensor:
-        """The threshold of the groups' sums, shared by each group's weights."""
+        """The price of each group, shared by its weights."""
+        sums, cost = self._sums(gains), torch.from_numpy(self._limits()[0]).to(gains.device)
+        rate = sums / cost
+        ranked, order = rate.sort(descending=True)
+        fits = cost[order].cumsum(0) <= self._limits()[1]
+        last = int(fits.sum()) - 1
+        level = max(float(ranked[max(last, 0)]), 0.05 * float(rate.mean()))
         sizes = torch.bincount(self.labels).to(gains.device)
-        level = self._count().smoothing_scale(self._sums(gains))
-        return (level / sizes)[self.labels.to(gains.device)]
-
-    def _count(self) -> Budget:
-        """The groups as weights under a count; only where all cost the same."""
-        return Budget.cardinality(self.count, min(int(self._limits()[1]), self.count))
+        return (level * cost / sizes)[self.labels.to(gains.device)]
 
     def _sums(self, scores: Tensor) -> Tensor:
         out = torch.zeros(self.count, dtype=torch.float64, device=scores.device)
@@ -277,6 +286,26 @@ class WholeGroups(SupportFamily):
         if self.uniform:
             return np.ones(self.count), float(self.budget // int(self._cost[0]))
         return self._cost.astype(np.float64), float(self.budget)
+
+
+def _price(base: Tensor, total: Tensor, cost: Tensor, limit: float, warm: float | None) -> float:
+    """Smallest price >= 0 at which the clipped groups are within the limit."""
+    low, high = 0.0, max(float((base / cost).max()), 0.0)
+    price = min(max(warm or 0.0, low), high)
+    for _ in range(_MAX_STEPS):
+        v = (base - price * cost) / total
+        excess = float(cost @ v.clamp(0.0, 1.0)) - limit
+        if abs(excess) <= 1e-12 * limit or (excess <= 0.0 and price == 0.0):
+            return price
+        low, high = (price, high) if excess > 0.0 else (low, price)
+        slope = float((cost.square() / total)[(v > 0.0) & (v < 1.0)].sum())
+        step = price + excess / slope if slope > 0.0 else -1.0
+        inside = low < step < high or (step <= 0.0 and low == 0.0 and slope > 0.0)
+        after = max(step, 0.0) if inside else 0.5 * (low + high)
+        if after == price:
+            break
+        price = after
+    return high
 
 
 __all__ = ["WholeGroups"]
