@@ -20,6 +20,8 @@ before it, and 14.3 times the decoding efficiency. The last row repeats it; it i
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -80,7 +82,7 @@ def rows(net: Net, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for ratio in given.ratios:
         for way, options in WAYS.items():
             net.model.load_state_dict(dense)
-            folder = FOLDER / f"{net.name}_{ratio:g}_{options['method']}_{given.epochs}"
+            folder = FOLDER / f"{net.name}_{ratio:g}_{options['method']}_{options_code(given)}"
             began = time.perf_counter()
             recipe = recipe_for(net, ratio, options, given)
             stages = train_darb_(net.model, x, y, recipe=recipe, folder=folder)
@@ -91,6 +93,12 @@ def rows(net: Net, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 net.model.load_state_dict(stage.state)
                 line[name] = net.judge(net.model)
             yield line | stored(net, stages, folder)
+
+
+def options_code(given: argparse.Namespace) -> str:
+    """A short name of the options, so that another choice of them begins anew."""
+    chosen = {k: v for k, v in vars(given).items() if k not in ("nets", "ratios")}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def stored(net: Net, stages: Mapping[str, DarbStage], folder: Any) -> dict[str, Any]:
