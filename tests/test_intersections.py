@@ -8,7 +8,8 @@ import torch
 
 from chita_opt.errors import SupportError
 from chita_opt.supports import Budget, SupportFamily, TwoBudgets, WholeGroups
-from chita_opt.supports.intersections import Intersection, LaminarBudget, intersection
+from chita_opt.supports.intersections import Intersection, intersection
+from chita_opt.supports.laminar_budget import LaminarBudget
 
 from .family_checks import check_family
 

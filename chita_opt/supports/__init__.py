@@ -3,7 +3,8 @@
 from chita_opt.supports.base import SupportFamily
 from chita_opt.supports.block_widths import BlockWidths
 from chita_opt.supports.budget import Budget
-from chita_opt.supports.intersections import Intersection, LaminarBudget, intersection
+from chita_opt.supports.intersections import Intersection, intersection
+from chita_opt.supports.laminar_budget import LaminarBudget
 from chita_opt.supports.latency_table import LatencyTable
 from chita_opt.supports.layer_families import LayerFamilies, join_layers
 from chita_opt.supports.linear_rows import LinearRows

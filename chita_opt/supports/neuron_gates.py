@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
 from chita_opt.supports.budget import Budget
 from chita_opt.supports.linear_rows import LinearRows
+from chita_opt.supports.neuron_rows import neuron_rows
 from chita_opt.supports.neuron_search import (
     NeuronChoice,
     SplitBound,
@@ -241,36 +241,8 @@ class NeuronGates(SupportFamily):
 
     def rows(self) -> LinearRows:
         """Rows of the weights, of the groups, then of the pairs; u holds neurons, then pairs."""
-        count, (ends, place) = len(self.groups), self._pairs
-        gated = np.flatnonzero(self._ends[0] >= 0)
-        target = np.where(place[gated] < 0, self._ends[0][gated], count + place[gated])
-        m, top, q = len(gated), len(self.caps), len(ends)
-        groups, pair = self.groups.numpy(), np.arange(q)
-        n, other = ends.reshape(-1), ends[:, ::-1].reshape(-1)
-        product = m + top + 2 * q + n * top + groups[other]  # row of (n, group of its partner)
-        first = [np.arange(m), m + groups, m + top + np.arange(2 * q), m + top + np.arange(2 * q)]
-        columns = [target, np.arange(count), count + np.repeat(pair, 2), n, count + pair.repeat(2)]
-        values = [-np.ones(m), np.ones(count), np.ones(2 * q), -np.ones(2 * q), np.ones(2 * q)]
-        row, shape = [*first, product], m + top + 2 * q
-        if q:
-            every = shape + np.arange(count * top)
-            row, shape = [*row, every], shape + count * top
-            columns = [*columns, np.arange(count).repeat(top)]
-            values = [*values, -self._partners.reshape(-1).astype(float)]
-        E = csr_array(
-            (np.concatenate(values), (np.concatenate(row), np.concatenate(columns))),
-            shape=(shape, count + q),
-        )
-        h = np.zeros(shape)
-        h[m : m + top] = self.caps.numpy()
-        G = csr_array((np.ones(m), (np.arange(m), gated)), shape=(shape, self.size))
-        return LinearRows(G, h, E)
-
-    @property
-    def _partners(self) -> Array:
-        """(N, G): how many neurons of a group a kept neuron may have beside itself."""
-        caps, groups = self.caps.numpy(), self.groups.numpy()
-        return np.maximum(caps[None, :] - (groups[:, None] == np.arange(len(caps))), 0)
+        ends, place = self._pairs
+        return neuron_rows(self._ends[0], place, ends, self.groups.numpy(), self.caps.numpy())
 
     def multipliers(self, scores: Tensor) -> Array:
         """The split of the bound as prices of the rows; no solver."""

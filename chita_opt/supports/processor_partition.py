@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from chita_opt.errors import SupportError
 from chita_opt.supports.base import Array, SupportFamily
 from chita_opt.supports.budget import Budget
+from chita_opt.supports.dealing import completed, dealt, inside_parts, one_hot, packed
 from chita_opt.supports.linear_rows import LinearRows
 
 _STARTS = 6
-_MAX_NODES = 100_000
 
 
 def given_partition(row_parts: Tensor, column_parts: Tensor) -> Budget:
@@ -133,28 +133,28 @@ class ProcessorPartition(SupportFamily):
         """Alternating transportation from several starts; a heuristic."""
         s = self.check_scores(scores).double().cpu().numpy().reshape(self.shape)
         best = max((self._alternated(s, start) for start in self._starts(s)), key=lambda x: x[0])
-        return torch.from_numpy(_inside(best[1], best[2]).reshape(-1)).to(scores.device)
+        return torch.from_numpy(inside_parts(best[1], best[2]).reshape(-1)).to(scores.device)
 
     def _starts(self, s: Array) -> list[Array]:
         """Processors of the columns: by the leading singular vectors, in order, and at random."""
         count, room = self.shape[1], self.room[1]
-        dealt = np.arange(count) // room
-        starts = [dealt]
+        in_order = np.arange(count) // room
+        starts = [in_order]
         if s.any():
             vectors = np.linalg.svd(s - s.mean(), full_matrices=False)[2][: self.parts]
             for vector in vectors:
                 start = np.empty(count, dtype=np.int64)
-                start[np.argsort(vector, kind="stable")] = dealt
+                start[np.argsort(vector, kind="stable")] = in_order
                 starts.append(start)
         draw = np.random.default_rng(0)
-        return starts + [draw.permutation(dealt) for _ in range(_STARTS)]
+        return starts + [draw.permutation(in_order) for _ in range(_STARTS)]
 
     def _alternated(self, s: Array, columns: Array) -> tuple[float, Array, Array]:
         value, kept = -1.0, (columns, columns)
         while True:
-            rows = _dealt(s @ _one_hot(columns, self.parts), self.room[0])
-            columns = _dealt(s.T @ _one_hot(rows, self.parts), self.room[1])
-            found = float(s[_inside(rows, columns)].sum())
+            rows = dealt(s @ one_hot(columns, self.parts), self.room[0])
+            columns = dealt(s.T @ one_hot(rows, self.parts), self.room[1])
+            found = float(s[inside_parts(rows, columns)].sum())
             if found <= value * (1.0 + 1e-12):
                 return value, *kept
             value, kept = found, (rows, columns)
@@ -204,13 +204,13 @@ class ProcessorPartition(SupportFamily):
                           np.bincount(label[count:], minlength=number)], axis=1)  # fmt: skip
         order = np.argsort(-sizes.sum(1), kind="stable")
         tied = [c for c in order.tolist() if sizes[c].min() > 0]
-        place = _packed(sizes[tied], self.parts, np.array(self.room))
+        place = packed(sizes[tied], self.parts, np.array(self.room))
         if place is None:
             return None
         part = np.full(number, -1)
         part[tied] = place
         rows, columns = part[label[:count]], part[label[count:]]
-        return _completed(rows, self.parts, self.room[0]), _completed(
+        return completed(rows, self.parts, self.room[0]), completed(
             columns, self.parts, self.room[1]
         )
 
@@ -257,7 +257,7 @@ class ProcessorPartition(SupportFamily):
         deal = self._deal(mask)
         if deal is None:
             raise SupportError(f"the mask is not of the family {self.name}")
-        return np.concatenate([_one_hot(part, self.parts).reshape(-1) for part in deal])
+        return np.concatenate([one_hot(part, self.parts).reshape(-1) for part in deal])
 
     def multipliers(self, scores: Tensor) -> Array:
         """Prices of the counts alone: the linear program of row and column counts."""
@@ -271,63 +271,3 @@ class ProcessorPartition(SupportFamily):
         y = np.zeros(len(rows.h))
         y[:several] = scale * np.maximum(-found.ineqlin.marginals, 0.0)
         return y
-
-
-def _one_hot(parts: Array, count: int) -> Array:
-    return (parts[:, None] == np.arange(count)).astype(np.float64)
-
-
-def _inside(rows: Array, columns: Array) -> Array:
-    return np.asarray(rows[:, None] == columns[None, :])
-
-
-def _dealt(values: Array, room: int) -> Array:
-    """Best processors for given values (n, P), at most ``room`` each: a transportation problem."""
-    seats = np.repeat(values, room, axis=1)
-    who, seat = linear_sum_assignment(seats, maximize=True)
-    parts = np.empty(len(values), dtype=np.int64)
-    parts[who] = seat // room
-    return parts
-
-
-def _packed(sizes: Array, parts: int, room: Array) -> list[int] | None:
-    """A processor for each component (rows, columns), largest first, or None; depth first.
-
-    Raises
-    ------
-    SupportError
-        If that is not decided after 100,000 steps.
-    """
-    loads, nexts = np.zeros((parts, 2), dtype=np.int64), [0]
-    place: list[int] = []
-    for _ in range(_MAX_NODES):
-        if len(place) == len(sizes):
-            return place
-        size = sizes[len(place)]
-        fits = np.flatnonzero((loads + size <= room).all(1))
-        fits = fits[fits >= nexts[-1]]
-        q = next((int(q) for q in fits if not (loads[:q] == loads[q]).all(1).any()), None)
-        if q is not None:
-            nexts[-1] = q + 1
-            loads[q] += size
-            place.append(q)
-            nexts.append(0)
-            continue
-        nexts.pop()
-        if not place:
-            return None
-        loads[place[-1]] -= sizes[len(place) - 1]
-        place.pop()
-    raise SupportError(
-        f"whether {len(sizes)} connected components fit {parts} processors is not decided after "
-        f"{_MAX_NODES} steps; keep fewer weights"
-    )
-
-
-def _completed(parts: Array, count: int, room: int) -> Array:
-    """Deal those without a processor (-1) to whoever has room."""
-    free = np.repeat(np.arange(count), np.maximum(room - np.bincount(
-        parts[parts >= 0], minlength=count), 0))  # fmt: skip
-    parts = parts.copy()
-    parts[parts < 0] = free[: int((parts < 0).sum())]
-    return parts
