@@ -64,6 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/formulations.py
 	$(BIN)/python benchmarks/random_exact.py
 	$(BIN)/python benchmarks/exact_instances.py
+	$(BIN)/python benchmarks/exact_rivals.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/larger_than_memory.py
