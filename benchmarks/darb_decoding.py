@@ -154,7 +154,7 @@ def times(
     with torch.no_grad():
         for _ in range(repeats):
             for name, (_, call) in products.items():
-                found[name] = min(found[name], best_seconds(call, 20))
+                found[name] = min(found[name], best_seconds(call, 5))
     return found
 
 
