@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature import without_coupling
-from chita_opt.heuristics.coordinate_descent import sweep
+from chita_opt.heuristics.coordinate_descent import SweptBlocks
 from chita_opt.heuristics.iht import IhtPoint
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.magnitude import simple_supports
@@ -63,10 +63,11 @@ def blockwise(
                 w, stats["step"] = _shortened(problem, mask, w)
             point = IhtPoint.at(problem, w)
             best.offer(point.w, point.value)
+            blocks = SweptBlocks(problem, mask.nonzero().squeeze(1), size)
             for _ in range(0 if as_published else sweeps):
                 if best.clock.expired:
                     break
-                sweep(problem, point, mask.nonzero().squeeze(1), size)
+                blocks.sweep(point)
                 best.offer(point.w, point.value)
             if as_published or best.clock.expired:
                 break

@@ -12,6 +12,8 @@ from chita_opt.heuristics.magnitude import simple_supports
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
+_FACTOR_BYTES = 2**28
+
 
 def coordinate_descent(
     problem: Problem,
@@ -20,7 +22,7 @@ def coordinate_descent(
     time_limit: float | None = None,
     seed: int = 0,
     sweeps: int = 20,
-    block: int = 128,
+    block: int = 512,
     tol: float = 1e-9,
 ) -> Solution:
     """CHITA-CD: cyclic exact minimisation over blocks of the support's weights.
@@ -52,11 +54,11 @@ def _sweeps(
     limits: tuple[int, int, float],
 ) -> tuple[bool, int]:
     """Sweeps on one support; (whether they converged, their number)."""
-    index = mask.nonzero().squeeze(1)
     sweeps, block, tol = limits
+    blocks = SweptBlocks(problem, mask.nonzero().squeeze(1), block)
     for count in range(1, sweeps + 1):
         previous = point.value
-        sweep(problem, point, index, block)
+        blocks.sweep(point)
         best.offer(point.w, point.value)
         if previous - point.value <= tol * max(abs(point.value), 1e-300):
             return True, count
@@ -65,19 +67,45 @@ def _sweeps(
     return False, sweeps
 
 
-def sweep(problem: Problem, point: IhtPoint, index: Tensor, block: int) -> None:
-    """One pass over the blocks of ``index``; each is minimised exactly, the others fixed."""
-    w, image = point.w.clone(), point.image
-    for part in index.split(block):
-        x = w[part] - problem.w_bar[part]
-        gradient = problem.curvature.pullback(image, index=part) + problem.g[part]
-        gradient += problem.rho[part] * x
-        H = problem.curvature.submatrix(part)
-        H.diagonal().add_(problem.rho[part])
-        change = torch.zeros_like(w)
+class SweptBlocks:
+    """The blocks of a support, each minimised exactly while the others are fixed.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised.
+    index : Tensor
+        (k,) the kept weights.
+    block : int
+        Weights in a block. Factors are kept between passes where they take at most 256 MB.
+    """
+
+    def __init__(self, problem: Problem, index: Tensor, block: int) -> None:
+        self.problem, self.parts = problem, index.split(block)
+        self.keeps = 8 * len(index) * block <= _FACTOR_BYTES
+        self.factors: dict[int, Tensor] = {}
+
+    def sweep(self, point: IhtPoint) -> None:
+        """One pass over the blocks."""
+        problem, w, image = self.problem, point.w.clone(), point.image
+        for i, part in enumerate(self.parts):
+            x = w[part] - problem.w_bar[part]
+            gradient = problem.curvature.pullback(image, index=part) + problem.g[part]
+            gradient += problem.rho[part] * x
+            change = torch.zeros_like(w)
+            change[part] = -torch.cholesky_solve(gradient[:, None], self._factor(i)).squeeze(1)
+            w += change
+            image = image + problem.curvature.image(change)
+        point.w, point.image = w, image
+        point.value = problem.curvature.energy(image) + problem.separable.value(w - problem.w_bar)
+
+    def _factor(self, i: int) -> Tensor:
+        if i in self.factors:
+            return self.factors[i]
+        part = self.parts[i]
+        H = self.problem.curvature.submatrix(part)
+        H.diagonal().add_(self.problem.rho[part])
         L = cholesky(H, f"the curvature of {len(part)} weights plus the ridge")
-        change[part] = -torch.cholesky_solve(gradient[:, None], L).squeeze(1)
-        w += change
-        image = image + problem.curvature.image(change)
-    point.w, point.image = w, image
-    point.value = problem.curvature.energy(image) + problem.separable.value(w - problem.w_bar)
+        if self.keeps:
+            self.factors[i] = L
+        return L
