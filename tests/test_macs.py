@@ -118,6 +118,17 @@ def test_stages_tighten_both_budgets() -> None:
     assert all(bool(weights.any()) for weights in layers.values())
 
 
+def test_rounds_of_blocks_tighten_both_budgets() -> None:
+    model, data = small_network()
+    count = count_macs(model, select_layers(model), data[0][:1])
+    family = count.budget(sparsity=0.5, mac_cut=0.8)
+    result = prune_in_stages(
+        model, cross_entropy, data, support=family, method="blocks", stages=1, rows=40,
+        batch_size=4, first_order=0.0, trust=False,
+    )  # fmt: skip
+    assert family.contains(result.w != 0) and bool((result.w != 0).any())
+
+
 def test_shares_out_of_range_are_refused() -> None:
     model, data = small_network()
     count = count_macs(model, select_layers(model), data[0][:1])
