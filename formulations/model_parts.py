@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.sparse import csr_array
@@ -49,8 +49,8 @@ def add_family(model: pyo.ConcreteModel, supports: SupportFamily) -> None:
     model.family = pyo.Constraint(range(len(rows.h)), rule=rule)
 
 
-def add_auxiliary(model: pyo.ConcreteModel, supports: SupportFamily) -> pyo.Var | None:
-    """The family's auxiliary variables as ``model.auxiliary``; None where it has none.
+def add_auxiliary(model: pyo.ConcreteModel, supports: SupportFamily) -> Any:
+    """The family's auxiliary variables as ``model.auxiliary``; an empty list where it has none.
 
     They are continuous in [0, 1] where binary indicators suffice for the family.
     """
@@ -58,7 +58,7 @@ def add_auxiliary(model: pyo.ConcreteModel, supports: SupportFamily) -> pyo.Var 
 
     q = supports.rows().q
     if not q:
-        return None
+        return []
     domain = pyo.Binary if supports.binary_auxiliary else pyo.UnitInterval
     model.auxiliary = pyo.Var(range(q), domain=domain)
     return model.auxiliary

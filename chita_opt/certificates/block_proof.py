@@ -61,7 +61,7 @@ def replay_blocks(
     w = allowed_weights(arrays, problem)
     blocks = [on_block(problem, s, data) for s, data in separate(problem.data)]
     proven = [prove_counts(arrays, f"blocks.{n}", block) for n, block in enumerate(blocks)]
-    total = int(with_count(problem, problem.p).h[-1])
+    total = int(with_count(problem, problem.p).rows.h[-1])
     values = [found.lower for found in proven]
     lower = knapsack(values, total) if price is None else priced(values, price, total)
     upper = objective(problem.data, w)

@@ -45,6 +45,8 @@ class Method:
         Whether rho > 0 is required.
     needs_thresholds : bool
         Whether the family must be laminar.
+    needs_smoothing : bool
+        Whether the family must have a smoothed maximum.
     needs_rows : bool
         Whether the matrix of every row of the curvature must be formed.
     """
@@ -55,12 +57,14 @@ class Method:
     improves_start: bool = True
     needs_ridge: bool = False
     needs_thresholds: bool = False
+    needs_smoothing: bool = False
     needs_rows: bool = False
 
     def serves(self, problem: Problem) -> bool:
         """Whether the method can be used on this problem."""
         ridge = not self.needs_ridge or float(problem.rho.min()) > 0.0
         family = not self.needs_thresholds or problem.supports.is_laminar
+        family &= not self.needs_smoothing or problem.supports.is_smooth
         return ridge and family and (not self.needs_rows or widest_row(problem.curvature) <= WIDEST)
 
 
@@ -114,7 +118,7 @@ METHODS: dict[str, Method] = {
             "perspective relaxation, rounding, exact swaps (the default)",
             relax_round,
             needs_ridge=True,
-            needs_thresholds=True,
+            needs_smoothing=True,
         ),
         Method("best", "several of them in turn, swaps and kicks, within a time limit", best),
     )

@@ -142,16 +142,16 @@ def relaxes_cheaply(problem: Problem) -> bool:
     block) cost more than the whole exchange search.
     """
     light = isinstance(problem.curvature, LowRank) or problem.p <= _LIGHT
-    return light and float(problem.rho.min()) > 0.0 and problem.supports.is_laminar
+    return light and float(problem.rho.min()) > 0.0 and problem.supports.is_smooth
 
 
 def _check(problem: Problem, effort: RoundingOptions | str) -> RoundingOptions:
     """The options of an effort; refuse problems without a relaxation."""
     if not float(problem.rho.min()) > 0.0:
         raise MethodError("relax_round needs rho > 0; raise the ridge or use local_search")
-    if not problem.supports.is_laminar:
+    if not problem.supports.is_smooth:
         raise MethodError(
-            f"relax_round needs thresholds that {problem.supports.name} lacks; use chita"
+            f"relax_round needs a smoothed maximum, which {problem.supports.name} lacks; use chita"
         )
     if isinstance(effort, RoundingOptions):
         return effort

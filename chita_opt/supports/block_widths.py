@@ -181,7 +181,7 @@ class BlockWidths(SupportFamily):
         parts = [
             (links, np.zeros(p)), self._block_rows(), *self._weight_rows(),
             (_Entries(y // W, y, np.ones(R * W)), np.ones(R)),
-            (_Entries(0 * y, y, self.costs.ravel().astype(np.float64)), [float(self.budget)]),
+            (_Entries(0 * y, y, self.costs.ravel() * 1.0), np.array([float(self.budget)])),
         ]  # fmt: skip
         h = np.concatenate([right for _, right in parts])
         first = np.cumsum([0, *(len(right) for _, right in parts)])

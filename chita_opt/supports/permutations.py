@@ -99,7 +99,7 @@ class _Search:
             gain[i] = inward - now + outward
         gain -= np.maximum(self.columns - self.level, 0.0).sum(1)
         gain[:, own] = -np.inf
-        i, j = np.unravel_index(int(gain.argmax()), gain.shape)
+        i, j = divmod(int(gain.argmax()), gain.shape[1])
         if not gain[i, j] > _SMALLEST * self.scale:
             return False
         b = int(self.group[j])
