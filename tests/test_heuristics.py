@@ -374,6 +374,8 @@ def test_the_best_exchange_is_the_best(seed: int) -> None:
 
 def test_the_default_fits_the_problem() -> None:
     assert choose_method(make_problem("low_rank", "blocks")) == "relax_round"
+    assert choose_method(make_problem("low_rank", "groups")) == "relax_round"
+    assert choose_method(make_problem("low_rank", "darb")) == "alternating"
     assert choose_method(make_problem("low_rank", "pairs")) == "local_search"
     assert choose_method(make_problem("dense", "cardinality", ridge=0.0)) == "chita"
     for problem in (make_problem("dense", "pairs", ridge=0.0), make_problem("dense", "pairs")):

@@ -46,7 +46,9 @@ def test_strengths_against_enumeration(form: str, family: str) -> None:
         last = found.value
         if isinstance(found.witness, Bound):
             certificate = certify(start, bound=found.witness)
-            assert certificate.lower == pytest.approx(found.value, rel=1e-6, abs=10 * size)
+            assert certificate.lower <= found.value + 10 * size
+            if problem.supports.rows_are_tight:  # a certificate asks the rows, not the oracle
+                assert certificate.lower == pytest.approx(found.value, rel=1e-6, abs=10 * size)
     assert last >= best.objective - 2e-4 * (best.objective - problem.dense_minimum) - size
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.alps import alps
 from chita_opt.heuristics.alternating import alternating
@@ -128,13 +130,17 @@ METHODS: dict[str, Method] = {
 def choose_method(problem: Problem) -> str:
     """The default's rule: layerwise for layers, else relax_round where it serves cheaply.
 
-    Where neither serves, the swaps; without a ridge chita.
+    Where neither serves, the swaps; families with a decision alternate. Without a ridge chita.
     """
     if suits_layers(problem):
         return "layerwise"
     if relaxes_cheaply(problem):
         return "relax_round"
-    return "local_search" if float(problem.rho.min()) > 0.0 else "chita"
+    if not float(problem.rho.min()) > 0.0:
+        return "chita"
+    nothing = torch.zeros(problem.p, dtype=torch.bool, device=problem.device)
+    decides = problem.supports.laminar_part(nothing) is not None
+    return "alternating" if decides else "local_search"
 
 
 def solve(

@@ -248,6 +248,10 @@ class Budget(SupportFamily):
         a, b = groups.labels[outgoing], groups.labels[incoming]
         return (a[:, None] == b[None, :]) | room[b][None, :]
 
+    def laminar_part(self, mask: Tensor) -> Budget:
+        """The family itself: it has nothing else to decide."""
+        return self
+
     # -- smoothing ------------------------------------------------------------------------
 
     def smoothed_maximum(
