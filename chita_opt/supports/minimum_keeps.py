@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,16 @@ class MinimumKeeps(SupportFamily):
         """Number of weights p."""
         return self.budget.size
 
-    @property
+    @cached_property
     def _sizes(self) -> Tensor:
         return torch.bincount(self.layers, minlength=len(self.minima))
 
-    @property
+    @cached_property
     def _costs(self) -> Tensor:
         costs = torch.zeros(len(self.minima), dtype=torch.int64)
         return costs.index_put_((self.layers,), self.budget.costs)
 
-    @property
+    @cached_property
     def _rest(self) -> TwoBudgets:
         """What the budgets leave once the minima are paid."""
         k = self.budget.k - int(self.minima.sum())
@@ -160,7 +161,7 @@ class MinimumKeeps(SupportFamily):
         h = np.concatenate([self.minima.numpy(), [rest.k, rest.limit]]).astype(np.float64)
         return LinearRows(G, h, E)
 
-    @property
+    @cached_property
     def _slots(self) -> Array:
         """(q,) layer of each slot."""
         return np.repeat(np.arange(len(self.minima)), (self._sizes - self.minima).numpy())
