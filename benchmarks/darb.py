@@ -154,12 +154,13 @@ class Case:
         return line | {"bound_seconds": bound.seconds} | self.judged(found.w)
 
     def solved(self, family: SupportFamily, start: Solution | None = None) -> Solution:
-        """Rounding a relaxation where the family has one, else the lowest of two heuristics."""
+        """Rounding a relaxation where the family has one, else heuristics one after the other."""
         problem, limit = replace(self.problem, supports=family), self.given.seconds
         if family.is_laminar:
             return solve(problem, "relax_round", start=start, time_limit=limit)
         first = solve(problem, "backsolve", start=start)
-        return solve(problem, "chita", start=first, time_limit=limit, exchanges=0)
+        second = solve(problem, "chita", start=first, time_limit=limit, exchanges=0)
+        return solve(problem, "alternating", start=second, time_limit=limit)
 
     def joint(self, family: BlockWidths, scores: Tensor) -> Solution:
         """From the rule's widths and the knapsack's, by the family's own dual bound."""

@@ -143,18 +143,15 @@ class TileProduct:
 
 def _with_runs(sparse: csr_array) -> tuple[Array, Array, Array]:
     """Values, runs of zeros before them (0 to 15) and row pointers, filling entries included."""
-    values: list[float] = []
-    runs: list[int] = []
-    pointers, longest = [0], (1 << RUN_BITS) - 1
-    for row in range(sparse.shape[0]):
-        part = slice(sparse.indptr[row], sparse.indptr[row + 1])
-        gaps = np.diff(sparse.indices[part], prepend=-1) - 1
-        for value, gap in zip(sparse.data[part], gaps.tolist(), strict=True):
-            fills, rest = divmod(gap, longest + 1)
-            values += [0.0] * fills + [value]
-            runs += [longest] * fills + [rest]
-        pointers.append(len(values))
-    return np.array(values, sparse.dtype), np.array(runs, np.uint8), np.array(pointers, np.int32)
+    longest = (1 << RUN_BITS) - 1
+    before = np.concatenate([[-1], sparse.indices[:-1]])
+    before[sparse.indptr[:-1][np.diff(sparse.indptr) > 0]] = -1  # each row begins anew
+    fills, rest = np.divmod(sparse.indices - before - 1, longest + 1)
+    ends = np.cumsum(fills + 1)  # one past the place of each kept entry
+    count = int(ends[-1]) if len(ends) else 0
+    values, runs = np.zeros(count, sparse.dtype), np.full(count, longest, np.uint8)
+    values[ends - 1], runs[ends - 1] = sparse.data, rest
+    return values, runs, np.concatenate([[0], ends])[sparse.indptr].astype(np.int32)
 
 
 def _check_length(x: Array, columns: int) -> None:
