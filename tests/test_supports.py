@@ -256,6 +256,16 @@ def test_smoothed_maximum_does_not_depend_on_its_warm_start(
     torch.testing.assert_close(cold.z, warm.z, rtol=0.0, atol=1e-7)
 
 
+def test_a_threshold_near_zero_is_found_between_two_bad_guesses() -> None:
+    """Newton steps from both ends of the bracket lead to the other end."""
+    budget = Budget(torch.tensor([0, 1, 1, 2, 1, 0]), torch.tensor([0, 2, 1]), total=1)
+    base = torch.tensor([3.5218, 4.3506, 8.4157, 0.0508, 6.3681, 10.1661], dtype=torch.float64)
+    epsilon = torch.tensor([9.0183, 9.0214, 14.5385, 6.8962, 6.6328, 14.2067], dtype=torch.float64)
+    found = budget.smoothed_maximum(base, torch.zeros_like(base), epsilon)
+    assert float(found.z.sum()) == pytest.approx(1.0, abs=1e-9)
+    assert float(found.multipliers[-1]) > 0.0
+
+
 @given(budgets(), st.data())
 def test_pools_share_a_multiplier(budget: Budget, data: st.DataObject) -> None:
     gains, centre, epsilon = smooth_case(data, budget)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _MAX_STEPS = 100
+_UNTRIED = -float(torch.finfo(torch.float64).tiny)  # a lower end: zero itself is still to be tried
 _RESOLUTION = 4.0 * torch.finfo(torch.float64).eps
 
 
@@ -121,8 +122,8 @@ def group_thresholds(base: Tensor, epsilon: Tensor, groups: Groups, start: Tenso
     sum at zero is within the cap, theta is 0.
     """
     caps = groups.caps.to(base.dtype)
-    low, high = torch.zeros_like(caps), groups.maximum(base).clamp_min(0.0)
-    theta = 0.5 * (low + high) if start is None else start.clamp(low, high)
+    low, high = torch.full_like(caps, _UNTRIED), groups.maximum(base).clamp_min(0.0)
+    theta = 0.5 * high if start is None else torch.minimum(start.clamp_min(0.0), high)
     for _ in range(_MAX_STEPS):
         v = (base - groups.spread(theta)) / epsilon
         z = v.clamp(0.0, 1.0)
@@ -147,8 +148,8 @@ def total_threshold(
 
     :math:`z_j=\mathrm{clip}((b_j-\max(\theta_G,\tau))/\epsilon_j,0,1)`.
     """
-    low, high = base.new_zeros(()), base.max().clamp_min(0.0)
-    tau = low if start is None else torch.minimum(start.clamp_min(0.0), high)
+    low, high = base.new_tensor(_UNTRIED), base.max().clamp_min(0.0)
+    tau = base.new_zeros(()) if start is None else torch.minimum(start.clamp_min(0.0), high)
     own = groups.spread(theta)
     for _ in range(_MAX_STEPS):
         v = (base - torch.maximum(own, tau)) / epsilon
@@ -166,9 +167,9 @@ def total_threshold(
 
 
 def _newton_step(x: Tensor, excess: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Newton step where it stays inside (low, high], else bisection."""
+    """Newton step where it stays inside (low, high], else zero if untried, else bisection."""
     middle = 0.5 * (low + high)
     step = x + excess / slope
     inside = (step > low) & (step <= high)
-    edge = (slope > 0) & (step <= 0) & (low <= 0)
+    edge = (slope > 0) & (step <= 0) & (low < 0)
     return torch.where(inside, step, torch.where(edge, torch.zeros_like(x), middle))
