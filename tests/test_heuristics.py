@@ -409,7 +409,7 @@ def test_the_method_itself_refuses() -> None:
     function = METHODS["relax_round"].function
     with pytest.raises(MethodError, match="rho > 0"):
         function(make_problem("dense", "cardinality", ridge=0.0))
-    with pytest.raises(MethodError, match="thresholds"):
+    with pytest.raises(MethodError, match="smoothed maximum"):
         function(make_problem("dense", "pairs"))
 
 

@@ -131,6 +131,8 @@ def random_pairs(problem: Problem, source: np.random.Generator) -> PairWitness:
 def pair_arrays(problem: Problem, witness: PairWitness) -> dict[str, np.ndarray]:
     arrays = problem_arrays(problem) | dense_arrays(problem)
     arrays["solution.w"] = np.zeros(problem.p)
+    nothing = torch.zeros(problem.p, dtype=torch.bool)
+    arrays["solution.auxiliary"] = problem.supports.auxiliary(nothing).astype(np.float64)
     return arrays | {f"bound.{name}": a for name, a in vars(witness).items()}
 
 

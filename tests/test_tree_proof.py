@@ -34,7 +34,7 @@ from chita_opt.certificates.node_bound import FREE, IN, OUT, NodeBounds
 from chita_opt.certificates.problem_data import read_problem
 from chita_opt.certificates.tree_proof import replay
 from chita_opt.cli import OK, REFUSED, run
-from chita_opt.errors import CertificateError
+from chita_opt.errors import CertificateError, ProblemError
 from chita_opt.exact import TreeOptions, branch_and_bound, enumerate_optimum
 from chita_opt.heuristics import solve
 from chita_opt.instances import correlated_instance
@@ -85,6 +85,10 @@ def test_honest_logs_are_accepted(form: str, family: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("form", ["low_rank", "dense", "shared_rows", "mixed_blocks"])
 def test_logs_of_the_real_search_are_accepted(form: str, family: str, tmp_path: Path) -> None:
     problem = make_problem(form, family, p=12, linear=True)
+    if problem.supports.binary_auxiliary:
+        with pytest.raises(ProblemError, match="search without a proof"):
+            branch_and_bound(problem, options=TreeOptions(proof=True))
+        return
     result = branch_and_bound(problem, options=TreeOptions(proof=True))
     save_proof(result, tmp_path / "file")
     report, optimum = verify_proof(tmp_path / "file"), enumerate_optimum(problem).objective

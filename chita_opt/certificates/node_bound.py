@@ -200,6 +200,8 @@ class Family:
         if self.group is None:
             return None
         y = np.zeros(len(self.rows.h))
+        if not len(y):
+            return y
         candidates = np.flatnonzero(state == FREE)
         candidates = candidates[np.argsort(-free[candidates], kind="stable")]
         label = self.group[candidates]

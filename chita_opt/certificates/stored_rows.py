@@ -86,8 +86,11 @@ class StoredRows:
             taken += np.bincount(row, weights=value * u[column], minlength=len(self.h))
             size += np.bincount(row, weights=np.abs(value), minlength=len(self.h))
         over = taken - self.h - gamma(len(kept) + self.q + 4) * size
-        worst = int(np.argmax(over)) if len(over) else -1
-        return (worst, float(over[worst])) if worst >= 0 and over[worst] > 0.0 else None
+        broken = np.flatnonzero(~(over <= 0.0))  # a sum that overflows has not been shown to hold
+        if not len(broken):
+            return None
+        worst = int(broken[np.argmax(over[broken])])
+        return worst, float(over[worst])
 
 
 def _transposed(entries: Entries, y: Array, length: int) -> Array:

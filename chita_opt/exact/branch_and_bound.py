@@ -61,7 +61,8 @@ def branch_and_bound(
     Raises
     ------
     ProblemError
-        If there are more than 4,000 weights.
+        If there are more than 4,000 weights, or a proof is asked for and the family's rows need
+        binary auxiliary variables.
     CurvatureError
         If H is singular on weights that would be kept.
 
@@ -72,6 +73,11 @@ def branch_and_bound(
     solvers for quadratic programs with cardinality and minimum threshold constraints".
     """
     options = options or TreeOptions()
+    if options.proof and problem.supports.binary_auxiliary:
+        raise ProblemError(
+            f"the rows of {problem.supports.name} tell its masks apart only with binary auxiliary "
+            "variables, which a replay does not branch on; search without a proof"
+        )
     if problem.p > MAX_SIZE:
         raise ProblemError(
             f"the problem has {problem.p} weights; the tree search forms dense matrices and stops "

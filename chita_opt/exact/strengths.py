@@ -65,7 +65,8 @@ class ProvenBound:
         What is bounded.
     witness : Bound, PairWitness or TreeResult
         What proves ``value``: a point with a split, for "pairs" one with pairs where they gain
-        something, for "lagrangian" and "tree" a result with its logs.
+        something, for "lagrangian" and "tree" a result with its logs (a tree has none for families
+        whose rows need binary auxiliary variables).
     solution : Solution or None
         The best weights met on the way.
     seconds : float
@@ -123,7 +124,8 @@ def lower_bound(
         if strength == "lagrangian":
             tree = block_lagrangian(problem, time_limit=time_limit, node_limit=node_limit)
         else:
-            options = TreeOptions(time_limit=time_limit, node_limit=node_limit, proof=True)
+            logged = not problem.supports.binary_auxiliary  # a replay could not follow
+            options = TreeOptions(time_limit=time_limit, node_limit=node_limit, proof=logged)
             tree = branch_and_bound(problem, options=options, start=start)
         return ProvenBound(tree.lower, strength, problem, tree, tree.solution, clock.elapsed)
     value, witness, start = _by_one_point(problem, strength, start, clock)
