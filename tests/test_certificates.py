@@ -30,7 +30,7 @@ from chita_opt.certificates.certificate import (
     problem_arrays,
     problem_specification,
 )
-from chita_opt.certificates.container import array_hash, read_sealed, write_sealed
+from chita_opt.certificates.container import read_sealed, write_sealed
 from chita_opt.certificates.problem_data import read_problem
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.curvature import LowRank
@@ -40,10 +40,9 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 from chita_opt.supports import Budget, SupportFamily
 
+from .forging import Arrays, Claims, forge
 from .problems import CURVATURES, LAMINAR, make_problem, normal, single_precision
 
-Arrays = dict[str, np.ndarray]
-Claims = dict[str, Any]
 EVERY_FORM = pytest.mark.parametrize("form", CURVATURES)
 
 
@@ -337,16 +336,6 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 # -- false claims in whole files ----------------------------------------------------------------
-
-
-def forge(file: Path, target: Path, change: Callable[[Arrays, Claims], object]) -> Path:
-    """A file with a valid seal and hash over changed content."""
-    arrays, claims = read_sealed(file)
-    change(arrays, claims)
-    problem = {k: a for k, a in arrays.items() if k.startswith("problem.")}
-    claims["problem_hash"] = array_hash(problem, claims["problem"])
-    write_sealed(target, arrays, claims)
-    return target
 
 
 def claim(name: str, factor: float, offset: float = 0.0) -> Callable[[Arrays, Claims], None]:

@@ -111,7 +111,7 @@ def check_screening(screening: Screening, case: Case, upper: float) -> None:
 def test_method(name: str, curvature: str, family: str, tmp_path: Path) -> None:
     case, method = table(curvature, family), METHODS[name]
     if not method.serves(case.problem):
-        assert method.needs_thresholds or method.needs_smoothing
+        assert method.needs_budget or method.needs_smoothing
         assert not case.problem.supports.is_laminar
         return
     solution = solve(case.problem, name)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chita_opt.certificates import certify
 from chita_opt.curvature import BlockDiagonal, SharedRows
 from chita_opt.errors import MethodError
 from chita_opt.exact import enumerate_optimum
@@ -35,7 +36,7 @@ from chita_opt.heuristics.row_systems import row_systems, widest_row
 from chita_opt.heuristics.row_tableau import RowTableau, RowWindow
 from chita_opt.problem import Problem, from_layer_inputs
 from chita_opt.solution import Status
-from chita_opt.supports import Budget
+from chita_opt.supports import Budget, LayerFamilies
 
 from .problems import FAMILIES, make_problem, normal
 
@@ -220,6 +221,16 @@ def test_layerwise_improves_any_start(family: str) -> None:
         found = layerwise(problem, start=start)
         assert found.is_feasible
         assert found.objective <= start.objective + 1e-12 * problem.prune_all
+
+
+def test_budgets_side_by_side_have_a_default_and_a_certificate() -> None:
+    """Layers of budgets are laminar, yet no budget: the default must not be layerwise."""
+    halves = LayerFamilies([Budget.cardinality(6, 2), Budget.cardinality(6, 3)])
+    problem = make_problem("shared_rows", "cardinality", p=12).with_supports(halves)
+    assert not METHODS["layerwise"].serves(problem)
+    found = solve(problem)
+    assert found.is_feasible and found.method != "layerwise"
+    assert certify(found).lower <= found.objective
 
 
 def test_the_default_of_layers() -> None:

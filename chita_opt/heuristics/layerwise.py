@@ -114,7 +114,8 @@ def suits_layers(problem: Problem) -> bool:
     """Whether the curvature is that of layers and :func:`layerwise` serves the problem."""
     C = problem.curvature
     ridge = float(problem.rho.min()) > 0.0
-    return has_layers(C) and widest_row(C) <= WIDEST and ridge and problem.supports.is_laminar
+    budget = isinstance(problem.supports, Budget)
+    return has_layers(C) and widest_row(C) <= WIDEST and ridge and budget
 
 
 def _first_support(

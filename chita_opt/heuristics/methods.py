@@ -29,6 +29,7 @@ from chita_opt.heuristics.wanda import wanda
 from chita_opt.heuristics.woodfisher import woodfisher
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
+from chita_opt.supports import Budget
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Method:
         Whether the answer is never worse than a given start.
     needs_ridge : bool
         Whether rho > 0 is required.
-    needs_thresholds : bool
-        Whether the family must be laminar.
+    needs_budget : bool
+        Whether the family must be a :class:`~chita_opt.supports.Budget`: groups with caps.
     needs_smoothing : bool
         Whether the family must have a smoothed maximum.
     needs_rows : bool
@@ -58,14 +59,14 @@ class Method:
     function: Callable[..., Solution]
     improves_start: bool = True
     needs_ridge: bool = False
-    needs_thresholds: bool = False
+    needs_budget: bool = False
     needs_smoothing: bool = False
     needs_rows: bool = False
 
     def serves(self, problem: Problem) -> bool:
         """Whether the method can be used on this problem."""
         ridge = not self.needs_ridge or float(problem.rho.min()) > 0.0
-        family = not self.needs_thresholds or problem.supports.is_laminar
+        family = not self.needs_budget or isinstance(problem.supports, Budget)
         family &= not self.needs_smoothing or problem.supports.is_smooth
         return ridge and family and (not self.needs_rows or widest_row(problem.curvature) <= WIDEST)
 
@@ -105,7 +106,7 @@ METHODS: dict[str, Method] = {
             "slow splitting, then exact walks and swaps in rows (the default of layers)",
             layerwise,
             needs_ridge=True,
-            needs_thresholds=True,
+            needs_budget=True,
             needs_rows=True,
         ),
         Method(
