@@ -43,6 +43,7 @@ _EXPORTS = {
     "TextData": "chita_opt.nn.characters",
     "perplexity": "chita_opt.nn.characters",
     "text_data": "chita_opt.nn.characters",
+    "LeNet5": "chita_opt.nn.models",
     "MLPNet": "chita_opt.nn.models",
     "accuracy": "chita_opt.nn.models",
     "load_pretrained": "chita_opt.nn.models",

@@ -1,4 +1,4 @@
-"""The multilayer perceptron of the CHITA experiments, its accuracy, and trained copies of it."""
+"""The perceptron of the CHITA experiments, LeNet-5, accuracy, and trained perceptrons."""
 
 from __future__ import annotations
 
@@ -60,6 +60,43 @@ class MLPNet(nn.Module):
         for layer in hidden:
             x = functional.relu(layer(x))
         return functional.log_softmax(last(x), dim=1)
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 for images of 28 x 28 pixels, with ReLU and maximum pooling: 61,706 parameters.
+
+    Two convolutions of 5 x 5 (1-6-16 channels, the first padded by 2), each followed by pooling of
+    2 x 2, then 400-120-84-10; ends in ``log_softmax``. After LeCun et al., "Gradient-based learning
+    applied to document recognition" (1998), with every map of the second convolution connected to
+    every map of the first.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Draw the first weights from a generator of their own; without it torch's is used.
+    """
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        for layer in self.children():
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            limit = 1.0 / math.sqrt(weight[0].numel())
+            nn.init.uniform_(weight, -limit, limit, generator=generator)
+            nn.init.uniform_(bias, -limit, limit, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log-probabilities, (n, 10), of inputs (n, 784) or (n, 1, 28, 28)."""
+        x = x.reshape(-1, 1, 28, 28)
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2).flatten(1)
+        x = functional.relu(self.fc2(functional.relu(self.fc1(x))))
+        return functional.log_softmax(self.fc3(x), dim=1)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 4096) -> float:
