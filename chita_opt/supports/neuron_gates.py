@@ -119,13 +119,8 @@ class NeuronGates(SupportFamily):
         parts.append(_crossed(np.full(outputs, -1), np.arange(hidden)))
         groups, caps = np.zeros(hidden, dtype=np.int64), [keep]
         if keep_inputs is not None:
-            groups, caps = (
-                np.concatenate([groups, np.ones(inputs, dtype=np.int64)]),
-                [
-                    keep,
-                    keep_inputs,
-                ],
-            )
+            groups = np.concatenate([groups, np.ones(inputs, dtype=np.int64)])
+            caps = [keep, keep_inputs]
         return cls._from_arrays(np.concatenate(parts), groups, caps)
 
     @classmethod
