@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,13 @@ class Trace:
     def values(self) -> list[float]:
         """Second column."""
         return [v for _, v in self.rows]
+
+    def spread(self, count: int = 200) -> list[list[float]]:
+        """At most ``count`` of the rows that are finite, spread over all, for a file."""
+        rows = [[t, v] for t, v in self.rows if math.isfinite(t) and math.isfinite(v)]
+        if len(rows) <= count:
+            return rows
+        return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
     def then(self, later: Trace, begin: float) -> Trace:
         """These rows and those of a ``later`` trace, begun after ``begin`` s, that are lower."""
@@ -168,6 +176,11 @@ class Solution:
     def sparsity(self) -> float:
         """Share of zero weights."""
         return 1.0 - self.nnz / self.problem.p
+
+    @property
+    def history(self) -> list[list[float]]:
+        """Rows (seconds, objective) of the incumbent up to the end, for a file."""
+        return [*self.trace.spread(), [self.seconds, self.objective]]
 
     def passes(self) -> float:
         """The cost in passes over the data: ``seconds`` over :attr:`Curvature.pass_seconds`.

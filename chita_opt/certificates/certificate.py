@@ -81,6 +81,16 @@ class Certificate:
         """What proves the bound."""
         return self.bound.proof
 
+    @property
+    def history(self) -> dict[str, list[list[float]]]:
+        """Rows (seconds, value) of the incumbent and of the bound, which begins after it."""
+        begin, bound = self.solution.seconds, self.bound
+        rows = [[begin + t, value] for t, value in bound.trace.spread()]
+        return {
+            "incumbent": self.solution.history,
+            "bound": [*rows, [begin + bound.seconds, self.lower]],
+        }
+
     def claims(self) -> dict[str, Any]:
         """All claims as JSON-able values."""
         return {
@@ -94,6 +104,7 @@ class Certificate:
             "status": str(self.solution.status),
             "seconds": self.solution.seconds,
             "bound_seconds": self.bound.seconds,
+            "history": self.history,
             "version": __version__,
             "problem": problem_specification(self.solution.problem),
         }

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     from chita_opt.errors import ChitaError
 
     try:
-        code = app.main(arguments, prog_name="chita-opt", standalone_mode=False)
+        code = app.main(arguments, prog_name="chita-opt", standalone_mode=False, obj=arguments)
     except click.ClickException as error:
         error.show()
         return error.exit_code

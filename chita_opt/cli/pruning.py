@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from torch import nn
 
 from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import (
     BudgetChoice,
     CurvatureChoice,
@@ -55,8 +57,11 @@ def run_prune(
             options=options,
         )
     pruned = result.apply_(copy.deepcopy(model))
-    report = _report(result, accuracies(model, pruned, test), effort, curvature)
-    write_network(output, pruned, result)
+    measured = accuracies(model, pruned, test) | {
+        "ridge": curvature.ridge, "seed": effort.seed, "run": how_run(code.checkpoint)
+    }  # fmt: skip
+    write_network(output, pruned, result, measured)
+    report = _report(result) | measured
     if output.save_certificate is not None and result.certificate is not None:
         result.certificate.save(output.save_certificate)
     show(report, result.summary, output)
@@ -102,11 +107,14 @@ def read_user_code(code: UserCode) -> tuple[nn.Module, Any, Any]:
 
 
 def write_network(
-    output: NetworkOutput, pruned: nn.Module, result: PruningResult | StagedResult
+    output: NetworkOutput,
+    pruned: nn.Module,
+    result: PruningResult | StagedResult,
+    measured: Mapping[str, Any],
 ) -> None:
-    """The pruned state dict, masks and report, where a file was named."""
+    """The pruned state dict, masks and report with what was measured, where a file was named."""
     if output.out is not None:
-        notes = {"report": json.dumps(result.report())}
+        notes = {"report": json.dumps(result.report() | dict(measured))}
         save_weights(output.out, pruned, masks=result.masks, metadata=notes)
 
 
@@ -133,12 +141,7 @@ def accuracies(model: nn.Module, pruned: nn.Module, test: Any) -> dict[str, floa
     return {"dense_accuracy": accuracy(model, *test), "accuracy": accuracy(pruned, *test)}
 
 
-def _report(
-    result: PruningResult,
-    measured: dict[str, float],
-    effort: EffortChoice,
-    curvature: CurvatureChoice,
-) -> dict[str, Any]:
+def _report(result: PruningResult) -> dict[str, Any]:
     found: dict[str, Any] = {
         "upper": result.objective,
         "lower": None,
@@ -152,12 +155,8 @@ def _report(
         found |= certificate_report(result.certificate)
     own = result.report()
     own.pop("certificate")
-    return own | found | measured | {
-        "seconds": result.seconds["total"],
-        "stage_seconds": dict(result.seconds),
-        "ridge": curvature.ridge,
-        "seed": effort.seed,
-    }  # fmt: skip
+    seconds = {"seconds": result.seconds["total"], "stage_seconds": dict(result.seconds)}
+    return own | found | seconds
 
 
 def show(report: dict[str, Any], summary: str, output: NetworkOutput) -> None:

@@ -27,6 +27,7 @@ from chita_opt.certificates.pipeline import (
 )
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import BudgetChoice, EffortChoice, OutputChoice
 from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages
 from chita_opt.errors import DataError
@@ -92,6 +93,7 @@ class Request:
             "ridge": self.ridge,
             "seed": self.choice.seed,
             "seconds": self.elapsed,
+            "run": how_run(self.instance),
         }
 
     def show(self, report: dict[str, Any], lines: Callable[[dict[str, Any]], str]) -> int:
@@ -187,6 +189,7 @@ def certificate_report(certificate: Certificate) -> dict[str, Any]:
         "gap_in_gains": certificate.screening.gap_in_gains,
         "method_seconds": solution.seconds,
         "bound_seconds": certificate.bound.seconds,
+        "history": certificate.history,
         "version": __version__,
         "scope": SCOPE,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from chita_opt.cli.solving import (
 )
 from chita_opt.errors import MethodError, ProblemError
 from chita_opt.exact import TreeOptions, branch_and_bound
-from chita_opt.exact.result import TreeResult
+from chita_opt.exact.outer_approximation_result import TraceRow
+from chita_opt.exact.result import HistoryRow, TreeResult
 from chita_opt.problem import Problem
-from chita_opt.solution import Solution, Status
+from chita_opt.solution import Solution, Status, Trace
 
 AUTO_TREE = 1000  # weights up to which auto searches a tree where one witness leaves a gap
 AUTO_SECONDS = 20.0  # that auto searches for where no time limit is given
@@ -117,7 +118,9 @@ def _tree(
         log=(lambda line: click.echo(line, err=True)) if tree.log else None,
     )
     result = branch_and_bound(problem, options=options, start=start)
-    more = {"nodes": result.nodes, "root_lower": result.root}
+    more = {
+        "nodes": result.nodes, "root_lower": result.root, "history": _history(result.history)
+    }  # fmt: skip
     return Proven(result.solution, result.lower, result.status, "tree", more, result)
 
 
@@ -129,10 +132,18 @@ def _outer(problem: Problem, choice: EffortChoice, tree: TreeChoice, left: float
         raise MethodError("no allowed mask was found in time; raise --time-limit")
     more = {
         "nodes": result.nodes, "rounds": result.rounds, "cuts": result.cuts,
-        "proven_lower": result.proven,
+        "proven_lower": result.proven, "history": _history(result.trace),
     }  # fmt: skip
     proof = "solver's word (HiGHS)" if result.lower > result.proven else "dual"
     return Proven(result.solution, result.lower, result.status, proof, more)
+
+
+def _history(rows: Sequence[HistoryRow | TraceRow]) -> dict[str, list[list[float]]]:
+    """Incumbent and bound over time, for JSON."""
+    return {
+        "incumbent": Trace(tuple((row.seconds, row.upper) for row in rows)).spread(),
+        "bound": Trace(tuple((row.seconds, row.lower) for row in rows)).spread(),
+    }
 
 
 def _report(found: Proven) -> dict[str, Any]:

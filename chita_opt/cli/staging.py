@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import (
     BudgetChoice,
     CurvatureChoice,
@@ -44,9 +45,11 @@ def run_staged(
             progress=shown.report,
         )
     pruned = result.apply_(copy.deepcopy(model))
-    report = result.report() | accuracies(model, pruned, test) | {"seed": choice.seed}
-    write_network(output, pruned, result)
-    show(report, result.summary, output)
+    measured = accuracies(model, pruned, test) | {
+        "ridge": curvature.ridge, "seed": choice.seed, "run": how_run(code.checkpoint)
+    }  # fmt: skip
+    write_network(output, pruned, result, measured)
+    show(result.report() | measured, result.summary, output)
     return INTERRUPTED if result.status is Status.INTERRUPTED else OK
 
 

@@ -119,9 +119,10 @@ class PruningResult(PrunedWeights):
 
     def report(self) -> dict[str, Any]:
         """Everything about the result but the tensors, as JSON-able values."""
-        claims = None
+        claims, history = None, {"incumbent": self.solution.history, "bound": []}
         if self.certificate is not None:
             claims = {k: v for k, v in self.certificate.claims().items() if k != "problem"}
+            history = claims.pop("history")
         return {
             "version": __version__,
             "objective": self.objective,
@@ -136,6 +137,7 @@ class PruningResult(PrunedWeights):
             "notes": dict(self.notes),
             "trust": None if self.trust is None else self.trust.to_json(),
             "certificate": claims,
+            "history": history,
             "layer_gaps": {k: c.relative_gap for k, c in self.layer_certificates.items()},
             "layers": [{**asdict(row), "sparsity": row.sparsity} for row in self.layers],
             "scope": f"objective, bound and gap are {SCOPE}",
