@@ -173,7 +173,7 @@ ridge_option = click.option(
 )
 
 
-def _budget_options(flag: str) -> tuple[Callable[[Command], Command], ...]:
+def _budget_options(flag: str, *, network: bool) -> tuple[Callable[[Command], Command], ...]:
     return (
         click.option("-k", "--k", type=click.IntRange(min=0), help="Weights to keep."),
         click.option(
@@ -184,14 +184,15 @@ def _budget_options(flag: str) -> tuple[Callable[[Command], Command], ...]:
             "family",
             default="cardinality",
             show_default=True,
-            help="cardinality, N:M (as 2:4), bmwm:WIDTH, darb, blocks:4x4, neurons, columns, "
-            "filters, channels, blocks:WIDTH:M or rows:WIDTH:M.",
+            help="cardinality, N:M (as 2:4), N:M:columns, bmwm:WIDTH, darb, blocks:4x4, neurons, "
+            "columns, filters, channels, nested:WEIGHT:CHANNEL:LAYER, blocks:WIDTH:M or "
+            "rows:WIDTH:M" + ("; macs:CUT of a network's multiplications." if network else "."),
         ),
     )
 
 
-family_options = _budget_options("--family")
-support_options = _budget_options("--support")
+family_options = _budget_options("--family", network=False)
+support_options = _budget_options("--support", network=True)
 method_option = click.option(
     "--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="Method."
 )
@@ -296,6 +297,7 @@ def measuring_options(
             default=kinds[0],
             show_default=True,
             help="One model of the loss (empirical Fisher, or sampled Gauss-Newton rows)"
+            + ("; the same without coupling between rows" if "row_gradients" in kinds else "")
             + (", or layer-wise reconstruction." if "inputs" in kinds else "."),
         ),
         click.option(
@@ -330,7 +332,7 @@ def measuring_options(
     )
 
 
-curvature_options = measuring_options(("gradients", "sampled", "inputs"), 1, "0")
+curvature_options = measuring_options(("gradients", "row_gradients", "sampled", "inputs"), 1, "0")
 layer_options = (
     click.option(
         "--include", multiple=True, help="Layer, parameter or pattern to prune; repeatable."

@@ -14,6 +14,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.nn.trust.verdict import TrustThresholds
 
 Progress = Callable[[str, int, int], object]
+CURVATURES = ("gradients", "row_gradients", "sampled", "inputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,12 @@ class PruneOptions:
     ----------
     k : int, optional
         Weights to keep, instead of a sparsity.
-    curvature : {"gradients", "sampled", "inputs"}
+    curvature : {"gradients", "row_gradients", "sampled", "inputs"}
         "gradients": one problem over all layers, C the empirical Fisher matrix of gradient rows;
-        the objective is a modelled increase of the loss. "sampled": the same with rows of the
+        the objective is a modelled increase of the loss. "row_gradients": the same without the
+        entries of C between two rows (outputs; channels of a convolution), so that the problem
+        falls into rows under the budget; see :mod:`chita_opt.nn.row_blocks`. "sampled": as
+        "gradients" with rows of the
         Gauss-Newton matrix; see :func:`chita_opt.nn.sampled_rows.sampled_rows`. "inputs":
         layer-wise reconstruction, C block-diagonal with every layer's input second moments; the
         objective is half the mean squared change of the layers' outputs, summed over layers. No
@@ -42,8 +46,8 @@ class PruneOptions:
     ridge : float
         ρ.
     ridge_unit : {"absolute", "mean_diagonal"}
-        "mean_diagonal": ρ is ``ridge`` times the mean of C's diagonal; for "inputs", of each
-        layer's.
+        "mean_diagonal": ρ is ``ridge`` times the mean of C's diagonal; for "inputs" and
+        "row_gradients", of each layer's.
     include, exclude, biases, norms
         Selection of layers; see :func:`chita_opt.nn.select_layers`.
     seed : int
@@ -78,7 +82,7 @@ class PruneOptions:
     """
 
     k: int | None = None
-    curvature: Literal["gradients", "sampled", "inputs"] = "gradients"
+    curvature: Literal["gradients", "row_gradients", "sampled", "inputs"] = "gradients"
     scope: Literal["global", "layer"] = "global"
     certify: bool = True
     rows: int = 1000
@@ -103,7 +107,7 @@ class PruneOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        _one_of("curvature", self.curvature, ("gradients", "sampled", "inputs"))
+        _one_of("curvature", self.curvature, CURVATURES)
         _one_of("scope", self.scope, ("global", "layer"))
         _one_of("ridge_unit", self.ridge_unit, ("absolute", "mean_diagonal"))
         if self.compete is not None:

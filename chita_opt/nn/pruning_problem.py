@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from chita_opt.nn.gradients import GradientRows, gradient_file, gradient_rows
 from chita_opt.nn.inputs import LayerGram, layer_inputs
 from chita_opt.nn.layer_map import LayerMap, LayerSlice
 from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.row_blocks import row_blocks
 from chita_opt.nn.sampled_rows import sampled_rows
 from chita_opt.nn.sampling import RowChoice
 from chita_opt.problem import Problem, from_gradients
@@ -30,7 +31,11 @@ from chita_opt.supports import (
     needs_count,
 )
 
-_ROWS = {"gradients": "gradient rows", "sampled": "sampled Gauss-Newton rows"}
+_ROWS = {
+    "gradients": "gradient rows",
+    "row_gradients": "gradient rows, no coupling between outputs,",
+    "sampled": "sampled Gauss-Newton rows",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class NetworkProblem:
     notes : Mapping
         How the curvature was measured, for the report.
     gradient : Tensor or None
-        (p,) mean gradient of the loss, where the curvature's rows do not hold it.
+        (p,) mean gradient of the loss, where the curvature is not made of it.
     """
 
     problem: Problem
@@ -131,18 +136,22 @@ def build_problem(
     else:
         found, rows = _loss_gradients(model, loss_fn, data, layer_map, choice, options, out)
     problem = from_gradients(rows, w_bar, ridge=options.ridge, supports=supports, first_order=alpha)
-    if gradient is not None and options.alpha:
-        g = options.alpha * gradient
-        problem = Problem(problem.curvature, w_bar, problem.rho, supports, g)
-    if options.ridge_unit == "mean_diagonal":
-        rho = options.ridge * float(problem.curvature.diagonal().mean())
-        problem = Problem(problem.curvature, w_bar, rho, supports, problem.g)
     notes = {
         "curvature": f"{options.rows} {_ROWS[options.curvature]} of {options.batch_size} samples",
         "gradient_path": found.path,
         "path_reason": found.reason,
         "calibration_loss": found.loss_mean,
     }
+    if options.curvature == "row_gradients":
+        blocks = row_blocks(found.A, layer_map, memory_limit=options.memory_limit)
+        network = _from_blocks(blocks, layer_map, w_bar, supports, options, notes, problem.g)
+        return replace(network, gradient=found.A.mean(0, dtype=torch.float64))
+    if gradient is not None and options.alpha:
+        g = options.alpha * gradient
+        problem = Problem(problem.curvature, w_bar, problem.rho, supports, g)
+    if options.ridge_unit == "mean_diagonal":
+        rho = options.ridge * float(problem.curvature.diagonal().mean())
+        problem = Problem(problem.curvature, w_bar, rho, supports, problem.g)
     return NetworkProblem(_placed(problem, options), notes=notes, gradient=gradient)
 
 
@@ -186,24 +195,40 @@ def _from_inputs(
         memory_limit=options.memory_limit,
         progress=lambda done: options.tell("layer inputs", done, count),
     )
-    w_bar, blocks, ridges = layer_map.weights(model), [], []
+    blocks = {item.name: _row_blocks(item, grams[item.name]) for item in layer_map}
+    notes = {"curvature": f"input second moments of {count} samples, layer by layer"}
+    return _from_blocks(blocks, layer_map, layer_map.weights(model), supports, options, notes)
+
+
+def _from_blocks(
+    blocks: Mapping[str, list[Curvature]],
+    layer_map: LayerMap,
+    w_bar: Tensor,
+    supports: SupportFamily,
+    options: PruneOptions,
+    notes: Mapping[str, Any],
+    g: Tensor | None = None,
+) -> NetworkProblem:
+    """The problem over all blocks, and one a layer where the family falls apart too.
+
+    The unit "mean_diagonal" of the ridge is that of each layer.
+    """
+    ridges = []
     for item in layer_map:
-        own = _row_blocks(item, grams[item.name])
-        blocks.append(own)
         scale = 1.0
         if options.ridge_unit == "mean_diagonal":
-            scale = float(torch.cat([b.diagonal() for b in own]).mean())
+            scale = float(torch.cat([b.diagonal() for b in blocks[item.name]]).mean())
         ridges.append(torch.full((item.size,), options.ridge * scale, dtype=torch.float64))
     rho = torch.cat(ridges).to(w_bar.device)
-    curvature = BlockDiagonal([b for own in blocks for b in own])
-    problem = _placed(Problem(curvature, w_bar, rho, supports), options)
+    g = torch.zeros_like(w_bar) if g is None else g
+    curvature = BlockDiagonal([b for item in layer_map for b in blocks[item.name]])
+    problem = _placed(Problem(curvature, w_bar, rho, supports, g), options)
     parts = {}
     families = _layer_families(layer_map, supports)
-    for item, own, family in zip(layer_map, blocks, families, strict=False):
-        s = slice(item.start, item.stop)
+    for item, family in zip(layer_map, families, strict=False):
+        s, own = slice(item.start, item.stop), blocks[item.name]
         whole = own[0] if len(own) == 1 else BlockDiagonal(own)
-        parts[item.name] = _placed(Problem(whole, w_bar[s], rho[s], family), options)
-    notes = {"curvature": f"input second moments of {count} samples, layer by layer"}
+        parts[item.name] = _placed(Problem(whole, w_bar[s], rho[s], family, g[s]), options)
     return NetworkProblem(problem, parts, notes)
 
 

@@ -47,9 +47,10 @@ class StageOptions(PruneOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         stage_sparsities(self.schedule, 0.5, self.stages, base=self.base)  # refuses what is wrong
-        if self.curvature == "inputs":
+        if self.curvature in ("inputs", "row_gradients"):
             raise ProblemError(
-                "curvature='inputs': stages model the loss; use 'gradients' or 'sampled'"
+                f"curvature={self.curvature!r}: stages model the loss by rows of gradients over "
+                "all layers; use 'gradients' or 'sampled'"
             )
         if self.certify:
             raise ProblemError(

@@ -24,19 +24,20 @@ def predicted_increase(
 
     The factor m undoes the averaging: the rows' second moment is 1/m of the Fisher matrix of
     single samples. The linear term is the rows' own mean, whether or not the problem has one, or
-    ``gradient`` (p,), where the rows are not gradients of the loss.
+    ``gradient`` (p,), where the curvature is not made of such rows.
 
     Returns
     -------
     float or None
-        None where the curvature is not made of gradients.
+        None where the curvature is not that of the loss.
     """
-    C = problem.curvature
+    C, d = problem.curvature, w - problem.w_bar
+    if gradient is not None:
+        return float(gradient @ d) + batch_size * C.quadratic(d)
     if not isinstance(C, LowRank):
         return None
-    along = C.image(w - problem.w_bar) / C.scale**0.5
-    slope = along.mean() if gradient is None else gradient @ (w - problem.w_bar)
-    return float(slope + 0.5 * batch_size * along.square().mean())
+    along = C.image(d) / C.scale**0.5
+    return float(along.mean() + 0.5 * batch_size * along.square().mean())
 
 
 def measure_trust(
@@ -61,7 +62,7 @@ def measure_trust(
     batch_size : int
         Samples of a gradient row, m.
     gradient : Tensor, optional
-        (p,) mean gradient of the loss, where the problem's rows are not gradients.
+        (p,) mean gradient of the loss, where the curvature is not made of gradient rows.
     thresholds : TrustThresholds, optional
         Where trust ends.
 
