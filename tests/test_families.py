@@ -16,6 +16,7 @@ from chita_opt.supports import (
     BlockWidths,
     Budget,
     LayerFamilies,
+    NestedGroups,
     SupportFamily,
     WholeGroups,
     block_max,
@@ -273,7 +274,7 @@ def test_budgets_of_layers_join_to_one() -> None:
     ("text", "k", "count"),
     [("bmwm:4", None, 6 + 3), ("bmwm:4:2", None, 12 + 6), ("darb", 11, 11), ("darb:4", 11, 11),
      ("blocks:2x2", 10, 10), ("neurons", 12, 12), ("filters", 7, 4), ("columns", 8, 6),
-     ("channels", 9, 9), ("bmwm:4", 5, 5)],
+     ("channels", 9, 9), ("bmwm:4", 5, 5), ("1:3:columns", None, 8 + 4)],
 )  # fmt: skip
 def test_families_from_text_over_layers(text: str, k: int | None, count: int) -> None:
     """Layers of 3 x 8 and 3 x 1 x 2 x 2 weights."""
@@ -284,11 +285,20 @@ def test_families_from_text_over_layers(text: str, k: int | None, count: int) ->
 @pytest.mark.parametrize(
     ("text", "what"),
     [("darb", "needs k"), ("darb:3", "power of two"), ("neurons:3", "not known"),
-     ("blocks:2x", "not known"), ("bmwm:a", "not known")],
+     ("blocks:2x", "not known"), ("bmwm:a", "not known"), ("2:4:columns", "does not fit"),
+     ("2:4:columnss", "not known"), ("nested:1:2", "not known"), ("nested:1:2:3", "whole price")],
 )  # fmt: skip
 def test_text_that_is_refused(text: str, what: str) -> None:
     with pytest.raises(SupportError, match=what):
         family_from_text(text, 8, k=None if what == "needs k" else 4)
+
+
+def test_nested_prices_from_text() -> None:
+    """3 channels of 8 and 3 of 4 weights in two layers: 36 + 2 * 6 + 5 * 2 in all."""
+    family = family_from_text("nested:1:2:5", 36, sparsity=0.5, shapes=[(3, 8), (3, 1, 2, 2)])
+    assert isinstance(family, NestedGroups) and family.limit == 29
+    mask = family.best_support(torch.cat([torch.zeros(24), torch.ones(12)]))
+    assert not mask[:24].any() and mask[24:].all()  # 12 + 3 * 2 + 5 = 23 of 29
 
 
 def test_shapes_must_hold_the_weights() -> None:

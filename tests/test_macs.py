@@ -136,3 +136,30 @@ def test_shares_out_of_range_are_refused() -> None:
         count.budget(mac_cut=1.5)
     with pytest.raises(SupportError, match="lower the minima"):
         count.budget(sparsity=0.99, minimum=0.5)
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_a_budget_of_multiplications_from_text(stages: bool) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.Flatten(), nn.Linear(18, 4))
+    data = torch.randn(40, 1, 8), torch.randint(4, (40,))
+    layers = select_layers(model)
+    count = count_macs(model, layers, data[0][:1])
+    own = {"rows": 20, "batch_size": 1, "trust": False}
+    if stages:
+        found = prune_in_stages(model, cross_entropy, data, support="macs:0.6", stages=2, **own)
+    else:
+        found = prune(model, cross_entropy, data, support="macs:0.6:0.2", sparsity=0.5, **own)
+        assert int(found.solution.mask.sum()) <= 41 and found.certificate is not None
+        assert all(row.kept >= 0.2 * row.size for row in found.layers)
+    assert 0.3 * count.total < count.kept(found.w) <= 0.4 * count.total
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "what"),
+    [("macs:x", None, "write 'macs:CUT'"), ("macs:0.5:0.1:0", None, "write 'macs:CUT'"),
+     ("macs:1.5", None, "give a share"), ("macs:0.5", iter([]), "read once")],
+)  # fmt: skip
+def test_texts_of_multiplications_that_are_refused(text: str, data: object, what: str) -> None:
+    own = (torch.randn(8, 4), torch.randint(2, (8,))) if data is None else data
+    with pytest.raises(SupportError, match=what):
+        prune(nn.Linear(4, 2), cross_entropy, own, support=text, rows=4)

@@ -22,6 +22,7 @@ from chita_opt.certificates.pipeline import (
 )
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
+from chita_opt.nn.mac_budget import mac_budget
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
 from chita_opt.nn.result import LayerReport, PruningResult
@@ -63,8 +64,9 @@ def prune(
     support : str or SupportFamily
         "cardinality", "N:M" (as "2:4": at most 2 of 4 consecutive weights of a row, in the
         flattened order of the parameter), "bmwm:8", "darb", "blocks:4x4", "neurons", any form of
-        :func:`chita_opt.supports.family_from_text`, or a family over the flat vector of
-        :func:`chita_opt.nn.select_layers`.
+        :func:`chita_opt.supports.family_from_text`, "macs:0.6" (remove 60 % of the
+        multiplications, see :meth:`chita_opt.nn.MacCount.budget`), or a family over the flat
+        vector of :func:`chita_opt.nn.select_layers`.
     method : str
         A name of ``METHODS``, or "auto".
     options : PruneOptions, optional
@@ -111,6 +113,8 @@ def prune(
         biases=options.biases,
         norms=options.norms,
     )
+    if (family := mac_budget(support, model, layer_map, data, sparsity)) is not None:
+        support, sparsity = family, None
     supports = build_family(layer_map, support, sparsity, options)
     guard, no_trust = Guard.open(model, loss_fn, data, layer_map, options)
     network = build_problem(model, loss_fn, data, layer_map, supports, options)

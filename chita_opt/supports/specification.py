@@ -14,15 +14,16 @@ from chita_opt.supports.base import SupportFamily
 from chita_opt.supports.block_widths import POWERS, BlockWidths
 from chita_opt.supports.budget import Budget
 from chita_opt.supports.layer_families import join_layers
-from chita_opt.supports.regular_blocks import block_max
+from chita_opt.supports.nested_groups import NestedGroups, TreePrices
+from chita_opt.supports.regular_blocks import block_max, n_of_m_along
 from chita_opt.supports.sparsity import keep_count
 from chita_opt.supports.whole_groups import WholeGroups
 
 Shapes = Sequence[tuple[int, ...]]
 FORMS = (
-    "'cardinality', 'N:M' (as 2:4), 'blocks:WIDTH:M', 'rows:WIDTH:M', 'bmwm:WIDTH', "
-    "'bmwm:WIDTH:M', 'darb', 'darb:WIDEST', 'blocks:RxC' (as 4x4), 'neurons', 'columns', "
-    "'filters' or 'channels'"
+    "'cardinality', 'N:M' (as 2:4), 'N:M:columns', 'blocks:WIDTH:M', 'rows:WIDTH:M', "
+    "'bmwm:WIDTH', 'bmwm:WIDTH:M', 'darb', 'darb:WIDEST', 'blocks:RxC' (as 4x4), 'neurons', "
+    "'columns', 'filters', 'channels' or 'nested:WEIGHT:CHANNEL:LAYER' (prices)"
 )
 
 
@@ -39,9 +40,11 @@ def family_from_text(
     ``cardinality`` needs ``k`` or ``sparsity``, as do the families that choose what they keep whole
     or how wide their blocks are: ``darb`` (block widths 1, 2, … 16, or up to WIDEST),
     ``blocks:RxC``, ``neurons`` and ``filters`` (rows of the weight's matrix), ``columns`` and
-    ``channels`` (its inputs). The others (``2:4``, ``blocks:8:1``: at most 1 in every 8 consecutive
-    weights, ``rows:784:20``, ``bmwm:8``: at most 1 in each block of 8 in a row) are complete; a
-    ``k`` or ``sparsity`` given with them is a total over all weights.
+    ``channels`` (its inputs). ``nested:1:8:64`` charges 1 for a kept weight, 8 for an output
+    channel that keeps any and 64 for such a layer; ``sparsity`` is the share of the whole price to
+    save. The others (``2:4`` along the rows, ``2:4:columns`` down the columns, ``blocks:8:1``: at
+    most 1 in every 8 consecutive weights, ``rows:784:20``, ``bmwm:8``: at most 1 in each block of 8
+    in a row) are complete; a ``k`` or ``sparsity`` given with them is a total over all weights.
 
     Parameters
     ----------
@@ -62,10 +65,12 @@ def family_from_text(
     """
     if k is not None and sparsity is not None:
         raise SupportError(f"both k={k} and sparsity={sparsity} were given; give one of them")
-    total = k if sparsity is None else keep_count(size, sparsity).k
     layers = [(1, size)] if shapes is None else list(shapes)
     if sum(prod(shape) for shape in layers) != size:
         raise SupportError(f"the layers {layers} do not hold {size} weights")
+    if text.startswith("nested:"):
+        return _nested(text, layers, sparsity)
+    total = k if sparsity is None else keep_count(size, sparsity).k
     if needs_count(text):
         if total is None:
             raise SupportError(f"a {text} budget needs k or a sparsity")
@@ -80,7 +85,7 @@ def family_from_text(
 
 def needs_count(text: str) -> bool:
     """Whether a family is not complete without a number of kept weights."""
-    whole = text.partition(":")[0] in {"cardinality", "darb", *_LABELS}
+    whole = text.partition(":")[0] in {"cardinality", "darb", "nested", *_LABELS}
     return whole or re.fullmatch(r"blocks:\d+x\d+", text) is not None
 
 
@@ -98,6 +103,17 @@ def _counted(text: str, size: int, layers: Shapes, total: int) -> SupportFamily:
     if rest:
         raise _unknown(text)
     return _joint(text, layers, total, _LABELS[kind])
+
+
+def _nested(text: str, layers: Shapes, sparsity: float | None) -> NestedGroups:
+    """Prices of weights, channels and layers under a share of what keeping everything costs."""
+    prices = TreePrices(*_whole_numbers(text, text.split(":")[1:], 3))
+    if sparsity is None:
+        raise SupportError(f"{text} needs a sparsity: the share of the whole price to save")
+    matrices = [(shape[0], prod(shape[1:])) for shape in layers]
+    weights, channels = sum(map(prod, layers)), sum(rows for rows, _ in matrices)
+    whole = prices.weight * weights + prices.channel * channels + prices.layer * len(layers)
+    return NestedGroups.of_layers(matrices, prices, keep_count(max(whole, 1), sparsity).k)
 
 
 def _joint(
@@ -142,8 +158,14 @@ def _partition(text: str, size: int, layers: Shapes) -> SupportFamily:
     if kind in {"blocks", "rows"}:
         width, n = _whole_numbers(text, rest.split(":"), 2)
         return Budget.n_of_m(size, n, width)
-    n, m = _whole_numbers(text, text.split(":"), 2)
-    return Budget.n_of_m(size, n, m)
+    numbers, _, axis = text.partition(":columns")
+    n, m = _whole_numbers(text, numbers.split(":"), 2)
+    if numbers == text:
+        return Budget.n_of_m(size, n, m)
+    if axis:
+        raise _unknown(text)
+    own = [n_of_m_along((shape[0], prod(shape[1:])), n, m, axis=0) for shape in layers]
+    return join_layers(own)
 
 
 def _powers(text: str, rest: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chita_opt.errors import MethodError
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
+from chita_opt.nn.mac_budget import mac_budget
 from chita_opt.nn.pruning_problem import build_problem
 from chita_opt.nn.stages.block_rounds import BlockRounds
 from chita_opt.nn.stages.checkpoint import Checkpoint, Progress, run_fingerprint
@@ -115,6 +116,8 @@ def prune_in_stages(
         biases=options.biases,
         norms=options.norms,
     )
+    if (family := mac_budget(support, model, layer_map, data, sparsity)) is not None:
+        support, sparsity = family, None
     families = stage_families(layer_map, support, sparsity, options)
     trust = StageTrust.open(model, loss_fn, data, layer_map, options)
     if method == "fast" and trust.step is not None:
