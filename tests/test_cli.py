@@ -104,6 +104,20 @@ def test_families(capsys: pytest.CaptureFixture[str], instance: Path, family: st
     assert report["nnz"] == report["k"] == {"2:4": 4, "blocks:4:1": 2, "rows:8:3": 3}[family]
 
 
+def test_families_follow_the_shapes_of_layers(
+    capsys: pytest.CaptureFixture[str], instance: Path
+) -> None:
+    rows = ("--shape", "2x2", "--shape", "2x2")
+    assert solved(capsys, "solve", instance, "--family", "bmwm:2", *rows)["nnz"] == 4
+    found = solved(capsys, "solve", instance, "--family", "neurons", "--k", 3, *rows)
+    assert found["nnz"] == 2  # whole rows of two weights
+    for text, what in (("3x2", "do not hold 8"), ("8", "is no shape")):
+        code, _, err = call(
+            capsys, "solve", instance, "--family", "darb", "--k", 3, "--shape", text
+        )
+        assert code == BAD_INPUT and what in err
+
+
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_solves(
     capsys: pytest.CaptureFixture[str], instance: Path, method: str

@@ -33,7 +33,7 @@ def app(debug: bool) -> None:
 
 @app.command(epilog=_EXIT_CODES)
 @_instance
-@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.grouped("budget", o.InstanceBudget, *o.family_options)
 @o.ridge_option
 @o.solve_method_option
 @o.grouped("effort", o.EffortChoice, *o.effort_options)
@@ -43,7 +43,7 @@ def solve(
     instance: Path,
     ridge: float,
     method: str,
-    budget: o.BudgetChoice,
+    budget: o.InstanceBudget,
     effort: o.EffortChoice,
     tree: o.TreeChoice,
     output: o.OutputChoice,
@@ -73,7 +73,7 @@ def solve(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Your weights (.npy), zero where pruned.",
 )
-@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.grouped("budget", o.InstanceBudget, *o.family_options)
 @o.ridge_option
 @o.grouped("effort", o.EffortChoice, *o.effort_options)
 @o.grouped("output", o.OutputChoice, *o.output_options)
@@ -81,7 +81,7 @@ def certify(
     instance: Path,
     weights: Path,
     ridge: float,
-    budget: o.BudgetChoice,
+    budget: o.InstanceBudget,
     effort: o.EffortChoice,
     output: o.OutputChoice,
 ) -> int:
@@ -174,7 +174,7 @@ def prune_in_stages(
 
 @app.command(epilog=_EXIT_CODES)
 @_instance
-@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.grouped("budget", o.InstanceBudget, *o.family_options)
 @o.ridge_option
 @click.option(
     "--model",
@@ -191,7 +191,7 @@ def prune_in_stages(
 )
 @o.json_option
 def formulate(
-    instance: Path, budget: o.BudgetChoice, ridge: float, model: str, to: Path, as_json: bool
+    instance: Path, budget: o.InstanceBudget, ridge: float, model: str, to: Path, as_json: bool
 ) -> int:
     """Write the problem in INSTANCE as a model file for a solver of your own.
 
@@ -206,7 +206,7 @@ def formulate(
 
 @app.command(epilog=_EXIT_CODES)
 @click.argument("instance", metavar="INSTANCE|demo-net")
-@o.grouped("budget", o.BudgetChoice, *o.family_options)
+@o.grouped("budget", o.InstanceBudget, *o.family_options)
 @o.ridge_option
 @click.option(
     "--methods",
@@ -223,7 +223,7 @@ def formulate(
 )
 def compare(
     instance: str,
-    budget: o.BudgetChoice,
+    budget: o.InstanceBudget,
     ridge: float,
     methods: str,
     effort: o.EffortChoice,

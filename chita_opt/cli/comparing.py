@@ -20,7 +20,7 @@ from chita_opt.certificates.pipeline import (
 )
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
-from chita_opt.cli.options import BudgetChoice, EffortChoice
+from chita_opt.cli.options import EffortChoice, InstanceBudget
 from chita_opt.cli.screen import (
     SCOPE_SENTENCE,
     Stages,
@@ -151,7 +151,7 @@ def compare_methods(
 
 def run_compare(
     target: str,
-    budget: BudgetChoice,
+    budget: InstanceBudget,
     ridge: float,
     methods: Sequence[str],
     choice: EffortChoice,
@@ -226,7 +226,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
 
 
 def _target(
-    target: str, budget: BudgetChoice, ridge: float, seed: int
+    target: str, budget: InstanceBudget, ridge: float, seed: int
 ) -> tuple[Problem, Callable[[Solution], float] | None]:
     """The problem, and how to measure accuracy where there is a network."""
     if target != DEMO_NET:
@@ -236,7 +236,10 @@ def _target(
     from chita_opt.cli.demo_network import DemoNetwork
 
     network = DemoNetwork.load(seed)
-    family = family_from_text(budget.family, network.p, k=budget.k, sparsity=budget.sparsity)
+    shapes = budget.shapes or [item.shape for item in network.layer_map]
+    family = family_from_text(
+        budget.family, network.p, k=budget.k, sparsity=budget.sparsity, shapes=shapes
+    )
     return network.problem(family, ridge), network.accuracy_of
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chita_opt.bounds import dual_bound
 from chita_opt.cli import OK
-from chita_opt.cli.options import BudgetChoice
+from chita_opt.cli.options import InstanceBudget
 from chita_opt.cli.screen import check_folders, number, print_json
 from chita_opt.cli.solving import instance_problem
 from chita_opt.curvature import Curvature, Dense, LowRank
@@ -64,7 +64,7 @@ BUILDERS: dict[str, Callable[[Material], Any]] = {
 
 
 def run_formulate(
-    path: Path, ridge: float, budget: BudgetChoice, model: str, to: Path, as_json: bool
+    path: Path, ridge: float, budget: InstanceBudget, model: str, to: Path, as_json: bool
 ) -> int:
     """Build a model of an instance, write it, and say what it is."""
     check_folders(to)

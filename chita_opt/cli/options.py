@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -47,6 +48,25 @@ class BudgetChoice:
     k: int | None
     sparsity: float | None
     family: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceBudget(BudgetChoice):
+    """The same for a file of weights, whose layers only the user knows."""
+
+    shape: tuple[str, ...]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]] | None:
+        """Shape of each layer; None where none were given."""
+        return [tuple(map(int, text.split("x"))) for text in self.shape] or None
+
+
+def _check_shape(_context: Any, _option: Any, texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text):
+            raise click.BadParameter(f"{text!r} is no shape; write it as 20x784 or 16x3x3x3")
+    return texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +211,16 @@ def _budget_options(flag: str, *, network: bool) -> tuple[Callable[[Command], Co
     )
 
 
-family_options = _budget_options("--family", network=False)
+family_options = (
+    *_budget_options("--family", network=False),
+    click.option(
+        "--shape",
+        multiple=True,
+        callback=_check_shape,
+        help="Shape of the weights' matrix, outputs first, as 20x784; one for each layer, in the "
+        "order of the weights. Without it they are one row.",
+    ),
+)
 support_options = _budget_options("--support", network=True)
 method_option = click.option(
     "--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="Method."

@@ -28,7 +28,7 @@ from chita_opt.certificates.pipeline import (
 from chita_opt.certificates.verification import SCOPE
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.how_run import how_run
-from chita_opt.cli.options import BudgetChoice, EffortChoice, OutputChoice
+from chita_opt.cli.options import EffortChoice, InstanceBudget, OutputChoice
 from chita_opt.cli.screen import SCOPE_SENTENCE, check_folders, percent, print_json, stages
 from chita_opt.errors import DataError
 from chita_opt.files import write_atomically
@@ -56,7 +56,7 @@ class Request:
 
     instance: Path
     ridge: float
-    budget: BudgetChoice
+    budget: InstanceBudget
     choice: EffortChoice
     output: OutputChoice
     begin: float = field(default_factory=time.perf_counter)
@@ -136,10 +136,12 @@ def run_certify(request: Request, weights: Path) -> int:
     return _finish(request, certificate)
 
 
-def instance_problem(path: Path, ridge: float, budget: BudgetChoice) -> Problem:
+def instance_problem(path: Path, ridge: float, budget: InstanceBudget) -> Problem:
     """The problem of an instance file under the chosen budget."""
     instance = load_instance(path)
-    family = family_from_text(budget.family, instance.p, k=budget.k, sparsity=budget.sparsity)
+    family = family_from_text(
+        budget.family, instance.p, k=budget.k, sparsity=budget.sparsity, shapes=budget.shapes
+    )
     return instance.problem(ridge=ridge, supports=family)
 
 
