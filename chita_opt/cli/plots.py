@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chita_opt.certificates import Certificate
 from chita_opt.errors import MissingDependencyError
 from chita_opt.files import write_atomically
-from chita_opt.solution import Solution
+
+if TYPE_CHECKING:
+    from chita_opt.certificates import Certificate
+    from chita_opt.solution import Solution
 
 CONTROL = "masked training"
 """Name of the curve that is no method of the quadratic problem."""

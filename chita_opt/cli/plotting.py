@@ -62,8 +62,9 @@ def read_curves(
     Parameters
     ----------
     source : path
-        ``{"rows": [...]}``; a row has ``family`` and ``ratio``, and what is known of ``measure``,
-        ``objective`` and ``lower``. A row's ``net`` tells networks apart.
+        ``{"rows": [...]}``; a row has ``family`` (or ``method``) and ``ratio`` (or ``sparsity``),
+        and what is known of ``measure``, ``objective`` and ``lower``. A row's ``net`` tells
+        networks apart.
     net : str or None
         Which network; the only one where it is not given.
     measure : str
@@ -74,40 +75,59 @@ def read_curves(
     DataError
         If the file has no such rows, or several networks and none was named.
     """
-    rows = _rows(source)
-    nets = list(dict.fromkeys(str(row.get("net", source.stem)) for row in rows))
-    if net not in (nets if len(nets) > 1 else [*nets, None]):
-        raise DataError(f"{source} is about {', '.join(nets)}; choose one of them with --net")
-    chosen = nets[0] if net is None else net
-    curves: dict[str, list[TradeOff]] = {}
-    for row in rows:
-        if str(row.get("net", source.stem)) != chosen:
-            continue
+    tables = read_tables(source, measure)
+    if net not in (tables if len(tables) > 1 else [*tables, None]):
+        raise DataError(f"{source} is about {', '.join(tables)}; choose one of them with --net")
+    chosen = next(iter(tables)) if net is None else net
+    points = [point for curve in tables[chosen].values() for point in curve]
+    if all(p.accuracy is None and p.objective is None for p in points):
+        raise DataError(f"{source} has neither {measure!r} nor 'objective' in any row of {chosen}")
+    return tables[chosen], chosen
+
+
+def read_tables(source: Path, measure: str) -> dict[str, dict[str, list[TradeOff]]]:
+    """Curves by network and family of a table as :func:`read_curves` reads it.
+
+    Raises
+    ------
+    DataError
+        If the file has no such rows.
+    """
+    tables: dict[str, dict[str, list[TradeOff]]] = {}
+    for row in _rows(source):
         point = TradeOff(
-            _number(source, row, "ratio"),
+            _ratio(source, row),
             accuracy=_number(source, row, measure, optional=True),
             objective=_number(source, row, "objective", optional=True),
             lower=_number(source, row, "lower", optional=True),
         )
+        curves = tables.setdefault(str(row.get("net", source.stem)), {})
         curves.setdefault(str(row["family"]), []).append(point)
-    points = [point for curve in curves.values() for point in curve]
-    if all(p.accuracy is None and p.objective is None for p in points):
-        raise DataError(f"{source} has neither {measure!r} nor 'objective' in any row of {chosen}")
-    return curves, chosen
+    return tables
 
 
 def _rows(source: Path) -> list[Mapping[str, Any]]:
+    """Rows with a ``family`` and either a ``ratio`` or a ``sparsity``."""
     try:
         content = json.loads(source.read_text())
-        rows = content["rows"]
+        rows = [row for row in content["rows"] if isinstance(row, dict)]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{source} is no table of a benchmark in JSON: {error}") from error
-    found: list[Mapping[str, Any]] = [
-        row for row in rows if isinstance(row, dict) and {"family", "ratio"} <= row.keys()
-    ]
+    named = [{"family": row.get("method")} | row for row in rows]
+    found = [row for row in named if row["family"] is not None and {"ratio", "sparsity"} & set(row)]
     if not found:
-        raise DataError(f"{source} has no rows with 'family' and 'ratio'")
+        raise DataError(f"{source} has no rows with 'family' or 'method' and 'ratio' or 'sparsity'")
     return found
+
+
+def _ratio(source: Path, row: Mapping[str, Any]) -> float:
+    """Weights over kept weights."""
+    if "ratio" in row:
+        return float(_number(source, row, "ratio"))
+    sparsity = float(_number(source, row, "sparsity"))
+    if not 0.0 <= sparsity < 1.0:
+        raise DataError(f"{source}: sparsity is {sparsity}; it must be in [0, 1)")
+    return 1.0 / (1.0 - sparsity)
 
 
 def _number(source: Path, row: Mapping[str, Any], key: str, *, optional: bool = False) -> Any:
@@ -121,4 +141,4 @@ def _number(source: Path, row: Mapping[str, Any], key: str, *, optional: bool = 
     )
 
 
-__all__ = ["read_curves", "read_patterns", "run_plot_masks", "run_plot_trade_off"]
+__all__ = ["read_curves", "read_patterns", "read_tables", "run_plot_masks", "run_plot_trade_off"]
