@@ -109,7 +109,6 @@ class Custom(nn.Module):
     "layer",
     [
         nn.Embedding(5, 4),
-        nn.MultiheadAttention(4, 2),
         nn.ConvTranspose2d(3, 3, 2),
         nn.Bilinear(2, 2, 2),
         nn.PReLU(),

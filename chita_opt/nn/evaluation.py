@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from chita_opt.nn.attention import plain_attention
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -36,10 +38,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off on CUDA: convolutions use it by default and lose half of the digits."""
-    if device.type != "cuda":
-        yield
-        return
+    """Switch off what gives digits or derivatives away for speed.
+
+    On CUDA this is TF32, which convolutions use by default and which loses half of the digits;
+    everywhere the fused kernels of attention.
+    """
+    with plain_attention():
+        if device.type != "cuda":
+            yield
+            return
+        with _without_tf32():
+            yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     switches: list[tuple[Any, str, Any]]

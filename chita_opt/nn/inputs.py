@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError, LayerError, MemoryLimitError
+from chita_opt.nn.attention import attention_inputs, attention_of
 from chita_opt.nn.evaluation import evaluating, full_precision, model_device
 from chita_opt.nn.layer_map import LayerMap, LayerSlice
-from chita_opt.nn.patches import input_vectors, is_stock
+from chita_opt.nn.patches import Conv, input_vectors, is_stock
 from chita_opt.nn.sampling import input_batches
 
 _WORK_BYTES = 64 << 20
@@ -59,7 +61,8 @@ def layer_inputs(
     """Accumulate the second moments of the inputs of all selected layers in one pass.
 
     The model runs in eval mode without gradients; nothing in it changes. Convolutions are treated
-    as the matrix product over their windows, with their stride, padding, dilation and groups.
+    as the matrix product over their windows, with their stride, padding, dilation and groups, and
+    the projections of a self-attention as products with the tokens, or with the heads' outputs.
 
     Parameters
     ----------
@@ -88,8 +91,8 @@ def layer_inputs(
     Raises
     ------
     LayerError
-        If a selected parameter is not the weight of a plain linear or convolutional layer, or a
-        layer is never called.
+        If a selected parameter is not the weight of a plain linear, convolutional or
+        self-attention layer, or a layer is never called.
     DataError
         If the data are malformed or too few, or an input is not finite.
     MemoryLimitError
@@ -106,8 +109,9 @@ def layer_inputs(
     moments = {name: _Moment(name, work, memory_limit) for name in users}
     with evaluating(model), full_precision(device), torch.no_grad(), ExitStack() as hooks:
         for name, modules in users.items():
-            for module in modules:
-                handle = module.register_forward_hook(moments[name].add, with_kwargs=True)
+            for module, key in modules:
+                add = partial(moments[name].add, key)
+                handle = module.register_forward_hook(add, with_kwargs=True)
                 hooks.callback(handle.remove)
         for x in input_batches(data, batch_size=batch_size, samples=samples):
             model(x.to(device))
@@ -125,10 +129,13 @@ class _Moment:
         self._sum: Tensor | None = None
         self._count = 0
 
-    def add(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        """Add the inputs of one call of the layer; the signature is that of a forward hook."""
-        x = (args[0] if args else kwargs["input"]).detach()
-        if isinstance(module, nn.Linear):
+    def add(self, key: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Add what ``key`` of a layer is multiplied with in one call; the rest is a hook's."""
+        if isinstance(module, nn.MultiheadAttention):
+            x = attention_inputs(module, key, args, kwargs)
+        else:
+            x = args[0] if args else kwargs["input"]
+        if not isinstance(module, Conv):
             x = x.reshape(-1, x.shape[-1])
             one = 2 * 8 * x.shape[1]  # bytes of an item: its vectors, once as they are, in float64
         else:
@@ -160,26 +167,32 @@ class _Moment:
         return LayerGram(mean[0] if len(mean) == 1 else mean, self._count)
 
 
-def _users(model: nn.Module, item: LayerSlice) -> list[nn.Module]:
+_User = tuple[nn.Module, str]
+"""A module to watch, and the name of the weight in it."""
+
+
+def _users(model: nn.Module, item: LayerSlice) -> list[_User]:
     """Return the modules that use a weight, each once."""
-    modules: list[nn.Module] = []
+    users: list[_User] = []
     for name in (item.name, *item.aliases):
-        module = model.get_submodule(name.rpartition(".")[0])
-        if item.kind in ("bias", "norm") or not is_stock(module):
+        owner, _, key = name.rpartition(".")
+        user = attention_of(model, name) or (model.get_submodule(owner), key)
+        attends = isinstance(user[0], nn.MultiheadAttention)
+        if item.kind in ("bias", "norm") or not (attends or is_stock(user[0])):
             raise LayerError(
-                f"{name!r} of a {type(module).__name__} is not the weight of a plain linear or "
-                "convolutional layer and has no input vectors; select without it: "
+                f"{name!r} of a {type(user[0]).__name__} is not the weight of a plain linear, "
+                "convolutional or attention layer and has no input vectors; select without it: "
                 f"exclude={name!r}"
             )
-        if all(module is not other for other in modules):
-            modules.append(module)
-    if len({_groups([module]) for module in modules}) > 1:
+        if all(user[0] is not other or user[1] != known for other, known in users):
+            users.append(user)
+    if len({_groups([user]) for user in users}) > 1:
         raise LayerError(f"the layers that share {item.name!r} differ in their groups")
-    return modules
+    return users
 
 
-def _groups(modules: list[nn.Module]) -> int:
-    return int(getattr(modules[0], "groups", 1))
+def _groups(users: list[_User]) -> int:
+    return int(getattr(users[0][0], "groups", 1))
 
 
 def _over_limit(need: int, limit: int) -> MemoryLimitError:

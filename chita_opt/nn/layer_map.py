@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -25,7 +25,8 @@ class LayerSlice:
         Name of the layer that owns the parameter, for instance ``"fc1"``.
     kind : str
         ``"linear"``, ``"conv1d"``, ``"conv2d"``, ``"conv3d"``, ``"recurrent"`` (a
-        matrix of an RNN, LSTM or GRU), ``"bias"`` or ``"norm"``.
+        matrix of an RNN, LSTM or GRU), ``"attention"`` (an input projection of a
+        ``MultiheadAttention``), ``"embedding"``, ``"bias"`` or ``"norm"``.
     shape : tuple of int
         Shape of the parameter.
     start, stop : int
@@ -54,6 +55,25 @@ class LayerSlice:
 
 
 @dataclass(frozen=True)
+class LeftAlone:
+    """A parameter of the model that is not selected.
+
+    Attributes
+    ----------
+    name : str
+        Parameter name, the first one of a tied parameter.
+    size : int
+        Number of its values; 0 of a lazy layer without weights yet.
+    reason : str
+        Why: ``"excluded"``, ``"not included"``, ``"bias"`` or ``"norm"`` (not asked for).
+    """
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class LayerMap:
     """Translation between named tensors and one flat vector, in module order.
 
@@ -61,9 +81,12 @@ class LayerMap:
     ----------
     slices : tuple of LayerSlice
         The selected parameters; each begins where the one before it stops.
+    left_alone : tuple of LeftAlone
+        Every other parameter of the model with the reason; together they are all there are.
     """
 
     slices: tuple[LayerSlice, ...]
+    left_alone: tuple[LeftAlone, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the slices follow each other."""

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from chita_opt.errors import LayerError
-from chita_opt.nn.layer_map import LayerMap, LayerSlice
+from chita_opt.nn.layer_map import LayerMap, LayerSlice, LeftAlone
 
-__all__ = ["LayerMap", "LayerSlice", "select_layers"]
+__all__ = ["LayerMap", "LayerSlice", "LeftAlone", "select_layers"]
 
 _WEIGHTED: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.Linear, "linear"),
@@ -25,6 +25,11 @@ _WEIGHTED: tuple[tuple[type[nn.Module], str], ...] = (
 _RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 # weight_ih_l0, weight_hh_l1_reverse, bias_ih, ..., and not weight_hh_l0_orig of a masked layer
 _RECURRENT_KEY = re.compile(r"(weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
+_ATTENTION_KEYS = {
+    **dict.fromkeys(("in_proj_weight", *(f"{x}_proj_weight" for x in "qkv")), "attention"),
+    **dict.fromkeys(("in_proj_bias", "bias_k", "bias_v"), "bias"),
+}
+_MATRICES = {kind for _, kind in _WEIGHTED} | {"recurrent", "attention"}
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
     nn.LayerNorm,
@@ -61,10 +66,14 @@ def select_layers(
     """Select prunable parameters and lay them out in one flat vector.
 
     The weights of ``Linear``, ``Conv1d``, ``Conv2d`` and ``Conv3d`` layers (grouped, depthwise
-    and 1x1 ones too) can be pruned, and the input, hidden and projection matrices of ``RNN``,
-    ``LSTM``, ``GRU`` and their cells, whose rows are the units of one gate after the other. A
-    parameter shared by several layers is one variable, listed under its first name that can be
-    pruned; excluding any of its names excludes it.
+    and 1x1 ones too) can be pruned; the input, hidden and projection matrices of ``RNN``,
+    ``LSTM``, ``GRU`` and their cells, whose rows are the units of one gate after the other; and the
+    projections of ``MultiheadAttention``, whose ``in_proj_weight`` holds the rows of queries, keys
+    and values one after the other. The table of an ``Embedding`` is looked up rather than
+    multiplied: it is pruned where ``include`` gives its exact parameter name, and must be excluded
+    otherwise. A parameter shared by several layers is one variable, listed under its first name
+    that can be pruned; excluding any of its names excludes it. What is not selected stands in
+    ``left_alone`` with the reason.
 
     Parameters
     ----------
@@ -113,27 +122,28 @@ def select_layers(
 
     chosen: list[tuple[_Use, tuple[str, ...]]] = []
     refused: list[_Use] = []
+    left: list[LeftAlone] = []
     for group in groups:
-        if any(use.matches(pattern) for use in group for pattern in unwanted):
-            continue
-        if wanted and not any(use.matches(pattern) for use in group for pattern in wanted):
-            continue
+        reason = _passed_over(group, wanted, unwanted)
         by_name = any(use.name in (wanted or ()) for use in group)
-        use = _prunable(group, biases=biases or by_name, norms=norms or by_name)
+        allowed = {"bias": biases or by_name, "norm": norms or by_name, "embedding": by_name}
+        use = None if reason else _prunable(group, {role for role in allowed if allowed[role]})
         if use is not None:
             chosen.append((use, tuple(other.name for other in group if other is not use)))
+        else:
+            left.append(_left_alone(group[0], reason or group[0].role))
         # A tied Embedding does not stand in the way of a Linear layer that is asked for by name.
-        if use is None or wanted is None:
-            refused += [other for other in group if other.role == "unsupported"]
+        if not reason and (use is None or wanted is None):
+            refused += [other for other in group if other.role in ("unsupported", "embedding")]
     if refused:
         raise LayerError(_refusal(refused))
     _check_left_alone(groups, wanted or (), chosen)
     if not chosen:
         raise LayerError(
             "nothing is selected: within include and outside exclude the model has no weight of a "
-            "Linear, Conv1d, Conv2d, Conv3d or recurrent layer"
+            "Linear, Conv1d, Conv2d, Conv3d, recurrent or attention layer"
         )
-    return _lay_out(sorted(chosen, key=lambda pair: pair[0].place))
+    return _lay_out(sorted(chosen, key=lambda pair: pair[0].place), tuple(left))
 
 
 def _as_patterns(option: str, value: str | Sequence[str]) -> tuple[str, ...]:
@@ -174,20 +184,41 @@ def _role(module: nn.Module, key: str, parameter: nn.Parameter) -> str:
             return {"weight": kind, "bias": "bias"}.get(key, "unsupported")
     if isinstance(module, _RECURRENT) and (match := _RECURRENT_KEY.fullmatch(key)):
         return {"weight": "recurrent", "bias": "bias"}[match[1]]
+    if isinstance(module, nn.MultiheadAttention):
+        return _ATTENTION_KEYS.get(key, "unsupported")
+    if isinstance(module, nn.Embedding) and module.max_norm is None and not module.sparse:
+        return "embedding"
     return "unsupported"
 
 
-def _prunable(group: list[_Use], *, biases: bool, norms: bool) -> _Use | None:
-    """Pick the name that a parameter is listed under; weights come before biases and norms."""
-    kinds = {kind for _, kind in _WEIGHTED} | {"recurrent"}
-    for use in group:
-        if use.role in kinds:
-            return use
-    allowed = {role for role, flag in (("bias", biases), ("norm", norms)) if flag}
-    return next((use for use in group if use.role in allowed), None)
+def _passed_over(
+    group: list[_Use], wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]
+) -> str:
+    """Say why a parameter is outside of the selection; "" if it is within."""
+    if any(use.matches(pattern) for use in group for pattern in unwanted):
+        return "excluded"
+    if wanted and not any(use.matches(pattern) for use in group for pattern in wanted):
+        return "not included"
+    return ""
 
 
-def _lay_out(chosen: list[tuple[_Use, tuple[str, ...]]]) -> LayerMap:
+def _left_alone(use: _Use, reason: str) -> LeftAlone:
+    lazy = isinstance(use.parameter, UninitializedParameter)
+    return LeftAlone(use.name, 0 if lazy else use.parameter.numel(), reason)
+
+
+def _prunable(group: list[_Use], allowed: set[str]) -> _Use | None:
+    """Pick the name that a parameter is listed under; weights come before other roles."""
+    for roles in (_MATRICES, allowed):
+        for use in group:
+            if use.role in roles:
+                return use
+    return None
+
+
+def _lay_out(
+    chosen: list[tuple[_Use, tuple[str, ...]]], left_alone: tuple[LeftAlone, ...]
+) -> LayerMap:
     slices: list[LayerSlice] = []
     start = 0
     for use, aliases in chosen:
@@ -195,7 +226,7 @@ def _lay_out(chosen: list[tuple[_Use, tuple[str, ...]]]) -> LayerMap:
         shape = tuple(use.parameter.shape)
         slices.append(LayerSlice(use.name, use.module_name, use.role, shape, start, stop, aliases))
         start = stop
-    return LayerMap(tuple(slices))
+    return LayerMap(tuple(slices), left_alone)
 
 
 def _check_matches(
@@ -254,4 +285,6 @@ def _reason(use: _Use) -> str:
             f"is masked by torch.nn.utils.prune ({use.name!r}): make the mask permanent with "
             "prune.remove first"
         )
+    if use.role == "embedding":
+        return f"holds a table that is looked up; to prune it, name it: include={use.name!r}"
     return f"holds {use.name!r}, which cannot be pruned"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from chita_opt.errors import LayerError, SupportError
+from chita_opt.nn.attention import plain_attention
 from chita_opt.nn.evaluation import evaluating, model_device
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.supports import MinimumKeeps, TwoBudgets, keep_count
@@ -95,7 +96,8 @@ class MacCount:
 def count_macs(model: nn.Module, layer_map: LayerMap, inputs: Any) -> MacCount:
     """Run a model once and count the multiplications of the selected layers.
 
-    A parameter that several layers share, or a layer that runs several times, counts every use.
+    A parameter that several layers share, or a layer that runs several times, counts every use. An
+    attention counts its projections for as many tokens as there are queries.
 
     Parameters
     ----------
@@ -124,13 +126,14 @@ def count_macs(model: nn.Module, layer_map: LayerMap, inputs: Any) -> MacCount:
     uses: dict[int, int] = {}
 
     def hook(module: nn.Module, _given: Any, output: Any) -> None:
-        for parameter in module.parameters(recurse=False):
+        attends = isinstance(module, nn.MultiheadAttention)  # it does not call its out_proj
+        for parameter in module.parameters(recurse=attends):
             uses[id(parameter)] = uses.get(id(parameter), 0) + _vectors(module, output)
 
-    kinds = (nn.Linear, *_CONVOLUTIONS, *_RECURRENT)
+    kinds = (nn.Linear, nn.MultiheadAttention, *_CONVOLUTIONS, *_RECURRENT)
     handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), plain_attention(), torch.no_grad():
             model(given)
     finally:
         for handle in handles:
@@ -143,7 +146,7 @@ def _each(
 ) -> tuple[int, ...]:
     counts = []
     for item in layer_map:
-        if item.kind in ("bias", "norm"):
+        if item.kind in ("bias", "norm", "embedding"):
             counts.append(0)
             continue
         used = uses.get(id(layer_map.parameter(model, item)), 0)

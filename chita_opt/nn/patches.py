@@ -14,8 +14,11 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 def is_stock(module: nn.Module) -> bool:
     """Say whether a layer computes what ``Linear`` or ``Conv1d..3d`` computes.
 
-    A subclass with its own ``forward`` may do anything with its weight.
+    A subclass with its own ``forward`` may do anything with its weight, and an attention reads that
+    of its ``out_proj`` without calling it.
     """
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
     return any(
         isinstance(module, stock) and type(module).forward is stock.forward for stock in _STOCK
     )
@@ -66,11 +69,10 @@ def input_vectors(module: nn.Module, x: Tensor) -> Tensor:
     -------
     Tensor
         Shape (groups, d, count): column t of group g is the vector that every row of the group's
-        weight matrix is multiplied with at place t. ``groups`` is 1 for ``Linear``.
+        weight matrix is multiplied with at place t. ``groups`` is 1 but for convolutions.
     """
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, Conv):
         return x.reshape(-1, x.shape[-1]).t().unsqueeze(0)
-    assert isinstance(module, Conv)
     view = window_view(module, x)
     dims = len(module.kernel_size)
     order = (1, 2, *range(3, 3 + dims), 0, *range(3 + dims, 3 + 2 * dims))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -140,6 +141,7 @@ class PruningResult(PrunedWeights):
             "history": history,
             "layer_gaps": {k: c.relative_gap for k, c in self.layer_certificates.items()},
             "layers": [{**asdict(row), "sparsity": row.sparsity} for row in self.layers],
+            "left_alone": [asdict(left) for left in self.layer_map.left_alone],
             "scope": f"objective, bound and gap are {SCOPE}",
         }
 
@@ -158,6 +160,8 @@ class PruningResult(PrunedWeights):
         if self.certificate is not None and len(self.layers) > 1:
             joint = 1.0 - sum(row.gap_share or 0.0 for row in self.layers)
             lines.append(f"  the layers together: {100 * joint:.1f} % of the gap")
+        if self.layer_map.left_alone:
+            lines.append(f"  left alone: {self._left_alone()}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -176,6 +180,13 @@ class PruningResult(PrunedWeights):
         if self.trust is not None:
             return self.trust.summary
         return f"trust: not measured ({self.notes.get('trust', 'no samples were held out')})"
+
+    def _left_alone(self) -> str:
+        left = self.layer_map.left_alone
+        counts = Counter(item.reason for item in left)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        values = sum(item.size for item in left)
+        return f"{values:,} values of {len(left)} parameters ({reasons})"
 
     def _row(self, row: LayerReport) -> str:
         own = self.layer_certificates.get(row.name)

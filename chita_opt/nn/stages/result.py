@@ -116,6 +116,7 @@ class StagedResult(PrunedWeights):
                 {"name": i.name, "size": i.size, "kept": int(self.masks[i.name].sum())}
                 for i in self.layer_map
             ],
+            "left_alone": [asdict(left) for left in self.layer_map.left_alone],
         }
 
     @property
