@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from chita_opt.certificates import verify_file
+from chita_opt.certificates import certify, verify_file
 from chita_opt.curvature import BlockDiagonal, Dense, LowRank
 from chita_opt.errors import ProblemError
 from chita_opt.exact import enumerate_optimum, solve_blocks
+from chita_opt.heuristics import solve
 from chita_opt.nn import PruneOptions, prune, select_layers
 from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
 from chita_opt.nn.row_blocks import row_blocks
 from chita_opt.nn.stages import StageOptions
 from chita_opt.problem import Problem
+from chita_opt.supports import Budget
 
 
 def convolutional() -> nn.Module:
@@ -67,10 +69,10 @@ def test_it_is_the_joint_problem_without_entries_between_rows(
     assert rows.objective(w) == pytest.approx(masked.objective(w), rel=1e-12)
 
 
-def test_rows_are_matrices_only_where_these_are_smaller() -> None:
+def test_rows_are_matrices_only_where_they_are_narrow() -> None:
     model = nn.Linear(30, 2)
     layers, A = select_layers(model), torch.randn(20, 60)
-    assert all(isinstance(b, LowRank) for b in row_blocks(A, layers)["weight"])  # 8*30 > 4*20
+    assert all(isinstance(b, LowRank) for b in row_blocks(A, layers)["weight"])  # 30 > 20
     A = torch.randn(80, 60)
     assert all(isinstance(b, Dense) for b in row_blocks(A, layers)["weight"])
     limit = 4 * A.nelement() + 8 * 30**2  # room for one matrix
@@ -124,3 +126,16 @@ def test_stages_refuse_it() -> None:
         StageOptions(curvature="row_gradients")
     with pytest.raises(ProblemError, match="row_gradients"):
         PruneOptions(curvature="row_gradients", gradient_file="rows")
+
+
+def test_a_row_without_any_gradient_is_bounded_too(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    H = torch.randn(3, 3, dtype=torch.float64)
+    curvature = BlockDiagonal([Dense(torch.zeros(4, 4)), Dense(H @ H.T)])
+    w_bar = torch.randn(7, dtype=torch.float64)
+    problem = Problem(curvature, w_bar, 0.1, Budget.cardinality(7, 3))
+    certificate = certify(solve(problem))
+    assert certificate.lower <= enumerate_optimum(problem).objective * (1 + 1e-9)
+    assert certificate.lower > 0.0
+    certificate.save(tmp_path / "c.safetensors")
+    verify_file(tmp_path / "c.safetensors")

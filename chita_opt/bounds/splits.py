@@ -16,6 +16,7 @@ from chita_opt.errors import CurvatureError
 from chita_opt.problem import Problem
 
 _EPS = torch.finfo(torch.float64).eps
+_LEAST = 1e-200  # a matrix of zeros has no rounding, and no factor without a shift
 _MAX_MATRIX = 3000  # largest matrix whose eigenvalues are taken for a split
 
 
@@ -69,7 +70,7 @@ def _shift(H: Tensor, own: Tensor) -> float:
     """A multiple of the rounding margin that makes H - diag(own) + shift*I provable."""
     Q = H.clone()
     Q.diagonal().sub_(own)
-    shift = 2.0 * rounding_margin(Q)
+    shift = max(2.0 * rounding_margin(Q), _LEAST)
     for _ in range(40):
         trial = Q.clone()
         trial.diagonal().add_(shift)

@@ -22,8 +22,8 @@ def row_blocks(
 ) -> dict[str, list[Curvature]]:
     """One block for every row of every layer, by layer name.
 
-    A block is stored as a matrix where that takes less memory than the row's gradients, otherwise
-    as those gradients: a view of ``A``, which costs nothing.
+    A row with fewer weights than there are gradients is stored as its matrix, which the methods
+    would form anyway; a wider one as its gradients, a view of ``A`` that costs nothing.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def row_blocks(
         for r in range(rows):
             start = item.start + r * width
             columns, need = A[:, start : start + width], 8 * width**2
-            if need < n * width * A.element_size() and (left is None or need <= left):
+            if width < n and (left is None or need <= left):
                 left = None if left is None else left - need
                 wide = columns.double()
                 own.append(Dense(wide.T @ wide / n))
