@@ -54,6 +54,10 @@ class RowSource(ABC):
     def chunks(self, rows: int) -> Iterator[Batch]:
         """Yield the samples of all rows, ``rows`` rows (the last time fewer) at a time."""
 
+    def take(self, index: Tensor) -> Batch:
+        """Return the samples of some numbers, (n,) int64, in whatever row they are."""
+        raise DataError(f"these data cannot be read by number: samples {index.tolist()}")
+
     def samples_of(self, row: int) -> str:
         """Say, for a message, which samples form a row."""
         start = row * self.batch_size
@@ -88,13 +92,13 @@ class _Gathered(RowSource):
     def _rows(self, start: int, stop: int) -> Batch:
         if self._index is None:
             return self._slice(start * self.batch_size, stop * self.batch_size)
-        return self._take(self._index[start:stop].reshape(-1))
+        return self.take(self._index[start:stop].reshape(-1))
 
     @abstractmethod
     def _slice(self, start: int, stop: int) -> Batch: ...
 
     @abstractmethod
-    def _take(self, index: Tensor) -> Batch: ...
+    def take(self, index: Tensor) -> Batch: ...
 
 
 class _TensorRows(_Gathered):
@@ -105,7 +109,7 @@ class _TensorRows(_Gathered):
     def _slice(self, start: int, stop: int) -> Batch:
         return self._data[0][start:stop], self._data[1][start:stop]
 
-    def _take(self, index: Tensor) -> Batch:
+    def take(self, index: Tensor) -> Batch:
         x, y = self._data
         return x[index.to(x.device)], y[index.to(y.device)]
 
@@ -120,7 +124,7 @@ class _DatasetRows(_Gathered):
     def _slice(self, start: int, stop: int) -> Batch:
         return _as_batch(self._collate([self._dataset[i] for i in range(start, stop)]))
 
-    def _take(self, index: Tensor) -> Batch:
+    def take(self, index: Tensor) -> Batch:
         return _as_batch(self._collate([self._dataset[i] for i in index.tolist()]))
 
 

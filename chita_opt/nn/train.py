@@ -33,12 +33,13 @@ class TrainingRecipe:
         Samples in one step; the last step of an epoch takes the rest.
     lr : float
         Learning rate of the first epoch.
-    optimizer : {"sgd", "adam"}
-        Stochastic gradient descent with momentum, or Adam.
+    optimizer : {"sgd", "adam", "adamw"}
+        Stochastic gradient descent with momentum, Adam, or Adam with decoupled weight decay.
     momentum : float
         Momentum of ``"sgd"``.
     weight_decay : float
-        Multiplies ``|w|^2 / 2`` in the loss.
+        Multiplies ``|w|^2 / 2`` in the loss; for ``"adamw"`` the share of the rate by which weights
+        shrink in a step.
     cosine : bool
         Let the rate of epoch e fall as ``lr (1 + cos(pi e / epochs)) / 2``.
     """
@@ -46,7 +47,7 @@ class TrainingRecipe:
     epochs: int = 30
     batch_size: int = 64
     lr: float = 0.05
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     cosine: bool = True
@@ -57,8 +58,8 @@ class TrainingRecipe:
                 f"need epochs >= 0, batch_size >= 1 and a finite lr > 0; got {self.epochs}, "
                 f"{self.batch_size} and {self.lr}"
             )
-        if self.optimizer not in ("sgd", "adam"):
-            raise DataError(f"optimizer {self.optimizer!r} is neither 'sgd' nor 'adam'")
+        if self.optimizer not in ("sgd", "adam", "adamw"):
+            raise DataError(f"optimizer {self.optimizer!r} is none of 'sgd', 'adam' and 'adamw'")
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
@@ -155,7 +156,7 @@ def train_classifier(
     if not len(x) or len(x) != len(y):
         raise DataError(f"{len(x)} inputs and {len(y)} classes: need as many of each, at least 1")
     recipe = recipe or TrainingRecipe()
-    optimizer = _optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     order = torch.Generator().manual_seed(seed)
     clock, kept = _Clock(time_limit), None if checkpoint is None else TrainingCheckpoint(checkpoint)
     run = "" if kept is None else f"{recipe}, {seed=}, {len(x)} samples, begins at {digest(model)}"
@@ -199,10 +200,12 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
     return loss.detach()
 
 
-def _optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser for the parameters of a model that are not frozen."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer != "sgd":
+        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        return kind(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
         weights, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +56,7 @@ class TrainingCheckpoint:
             What tells this run from another.
         """
         tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-        for number, averages in optimizer.state_dict()["state"].items():
-            for key, value in averages.items():
-                if value is not None:
-                    tensors[f"optimizer/{number}/{key}"] = torch.as_tensor(value)
+        tensors |= optimizer_tensors(optimizer)
         tensors["order"], tensors["random"] = order.get_state(), torch.get_rng_state()
         tensors["losses"] = torch.tensor(list(losses), dtype=torch.float64)
         header = json.dumps({"format": _FORMAT, "run": run})
@@ -92,8 +89,8 @@ class TrainingCheckpoint:
                 "the file, or choose another one"
             )
         try:
-            model.load_state_dict(_part(tensors, "model/"))
-            optimizer.load_state_dict(_optimizer_state(tensors, optimizer))
+            model.load_state_dict(part(tensors, "model/"))
+            restore_optimizer_(optimizer, tensors)
             order.set_state(tensors["order"])
             torch.set_rng_state(tensors["random"])
             return [float(loss) for loss in tensors["losses"]]
@@ -103,26 +100,49 @@ class TrainingCheckpoint:
 
 def digest(model: nn.Module) -> str:
     """A short name of a model's state, the same for the same bits."""
+    return tensor_digest(model.state_dict())
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A short name of named tensors, the same for the same bits."""
     found = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in tensors.items():
         plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
         found.update(plain.numpy().data)
     return found.hexdigest()[:16]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _optimizer_state(
-    tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, object]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's averages, named ``optimizer/PARAMETER/AVERAGE``."""
+    return {
+        f"optimizer/{number}/{key}": torch.as_tensor(value)
+        for number, averages in optimizer.state_dict()["state"].items()
+        for key, value in averages.items()
+        if value is not None
+    }
+
+
+def restore_optimizer_(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser the averages that :func:`optimizer_tensors` took from another one."""
     averages: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(tensors, "optimizer/").items():
+    for name, value in part(tensors, "optimizer/").items():
         number, _, key = name.partition("/")
         averages.setdefault(int(number), {})[key] = value
-    return {"state": averages, "param_groups": optimizer.state_dict()["param_groups"]}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": averages, "param_groups": groups})
 
 
-__all__ = ["TrainingCheckpoint", "digest"]
+__all__ = [
+    "TrainingCheckpoint",
+    "digest",
+    "optimizer_tensors",
+    "part",
+    "restore_optimizer_",
+    "tensor_digest",
+]
