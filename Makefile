@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n auto
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint wheel bench clean
+.PHONY: help install demo test lint wheel bench notebooks clean
 
 help:
 	@echo "make demo   prune a small trained network and prove how good the result is"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint   ruff, formatting and mypy"
 	@echo "make wheel  build the wheel and try it in a clean environment"
 	@echo "make bench  run the benchmarks"
+	@echo "make notebooks  execute the notebooks and keep their outputs"
 	@echo "make clean  remove everything that make made"
 
 # torch first and alone: its version decides which of its many dependencies are fetched
@@ -70,6 +71,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/larger_than_memory.py
 	$(BIN)/python benchmarks/darb_decoding.py
 	$(BIN)/python benchmarks/darb.py --nets mlpnet
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) .wheel .typed build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
