@@ -18,7 +18,8 @@ Exit codes:
   130  interrupted (Ctrl-C); solve, certify and prune still print the best answer so far
 """
 
-_instance = click.argument("instance", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+_instance = click.argument("instance", type=_existing)
 
 
 @click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -268,6 +269,29 @@ def demo(out: Path, sparsities: str, time_limit: float, seed: int, as_json: bool
     from chita_opt.cli.demo import run_demo
 
     return run_demo(out, sparsities.split(","), time_limit, seed, as_json)
+
+
+@app.command(epilog=_EXIT_CODES)
+@click.argument("result", nargs=-1, required=True, type=_existing)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Page to write; without it RESULT's name and .html, in this folder.",
+)
+@click.option("--trade-off", "tables", multiple=True, type=_existing, help="Table of a benchmark.")
+@click.option("--log", "logs", multiple=True, type=_existing, help="What solve --json printed.")
+def report(
+    result: tuple[Path, ...], out: Path | None, tables: tuple[Path, ...], logs: tuple[Path, ...]
+) -> int:
+    """Write one page of HTML about RESULT, its proofs checked again.
+
+    RESULT is what prune --out wrote, certificates, proof logs, and what --json printed; the content
+    tells which. The page opens with a double-click and asks for nothing outside itself. Exit code 1
+    if a proof is refused; the page then says so.
+    """
+    from chita_opt.cli.reporting import run_report
+
+    return run_report([*result, *tables, *logs], out)
 
 
 @app.group()

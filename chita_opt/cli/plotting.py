@@ -106,14 +106,14 @@ def read_tables(source: Path, measure: str) -> dict[str, dict[str, list[TradeOff
     return tables
 
 
-def _rows(source: Path) -> list[Mapping[str, Any]]:
+def _rows(source: Path) -> list[dict[str, Any]]:
     """Rows with a ``family`` and either a ``ratio`` or a ``sparsity``."""
     try:
         content = json.loads(source.read_text())
         rows = [row for row in content["rows"] if isinstance(row, dict)]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{source} is no table of a benchmark in JSON: {error}") from error
-    named = [{"family": row.get("method")} | row for row in rows]
+    named: list[dict[str, Any]] = [{"family": row.get("method")} | row for row in rows]
     found = [row for row in named if row["family"] is not None and {"ratio", "sparsity"} & set(row)]
     if not found:
         raise DataError(f"{source} has no rows with 'family' or 'method' and 'ratio' or 'sparsity'")

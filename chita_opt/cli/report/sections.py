@@ -1,0 +1,140 @@
+"""The page's content, section by section, before it is written as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chita_opt.cli.report import figures
+from chita_opt.cli.report.charts import Chart
+from chita_opt.cli.report.checks import Check, best_check
+from chita_opt.cli.report.layers import Layer, layer_rows
+from chita_opt.cli.report.mask_pictures import MaskPictures, picture_mask
+from chita_opt.cli.report.reading import Inputs, Report, Source
+from chita_opt.cli.report.summary import Tile, missing, tiles, warnings
+
+_SETTINGS = ("ridge", "seed", "k", "family", "support", "instance", "model", "data", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Everything that the template shows.
+
+    Attributes
+    ----------
+    title : str
+        Name of the result.
+    notes : Mapping
+        The result's own report: what the run said of itself.
+    checks : tuple of Check
+        Proofs, verified for this page.
+    best : Check or None
+        The proof that the summary stands on.
+    tiles : tuple of Tile
+        The summary.
+    layers, masks : tuple
+        Table of layers and their pictures.
+    over_time, by_count, by_stage, trade_offs : tuple of Chart
+        Charts.
+    settings : tuple of (str, str)
+        How it was run.
+    sources : tuple of Source
+        The files that the page was made from.
+    warnings, missing : tuple of str
+        Contradictions between the files; and what no file held.
+    """
+
+    title: str
+    notes: Report
+    checks: tuple[Check, ...]
+    best: Check | None
+    tiles: tuple[Tile, ...]
+    layers: tuple[Layer, ...]
+    masks: tuple[MaskPictures, ...]
+    over_time: tuple[Chart, ...]
+    by_count: tuple[Chart, ...]
+    by_stage: tuple[Chart, ...]
+    trade_offs: tuple[Chart, ...]
+    settings: tuple[tuple[str, str], ...]
+    sources: tuple[Source, ...]
+    warnings: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def held_out(self) -> Report:
+        """What a run in stages measured on held-out samples; empty for others."""
+        found = (self.notes.get("notes") or {}).get("trust")
+        return found if isinstance(found, dict) and "loss" in found else {}
+
+
+def build_page(inputs: Inputs, checks: Sequence[Check]) -> Page:
+    """Put the sections together.
+
+    Raises
+    ------
+    DataError
+        If a table has no curves.
+    """
+    notes = _notes(inputs, checks)
+    best, layers = best_check(checks), layer_rows(inputs.network, notes)
+    own = {row.name for row in layers}
+    masks = {} if inputs.network is None else inputs.network.masks
+    over_time = figures.over_time(_histories(inputs, checks))
+    trade_offs = [chart for table in inputs.tables for chart in figures.trade_offs(table)]
+    shown = [("layers", layers), ("over time", over_time), ("trade-offs", trade_offs)]
+    return Page(
+        title=inputs.sources[0].name,
+        notes=notes,
+        checks=tuple(checks),
+        best=best,
+        tiles=tuple(tiles(notes, checks, best, layers)),
+        layers=tuple(layers),
+        masks=tuple(picture_mask(n, m) for n, m in masks.items() if n in own and m.size),
+        over_time=tuple(over_time),
+        by_count=tuple(chart for c in checks if (chart := figures.by_count(c)) is not None),
+        by_stage=tuple(figures.by_stage(notes)),
+        trade_offs=tuple(trade_offs),
+        settings=tuple(_settings(notes)),
+        sources=tuple(inputs.sources),
+        warnings=tuple(warnings(notes, checks, best, layers)),
+        missing=tuple(missing(notes, checks, shown)),
+    )
+
+
+def _notes(inputs: Inputs, checks: Sequence[Check]) -> Report:
+    """What the run said: in the header of the weights, in JSON, or else in a proof."""
+    own = {} if inputs.network is None else dict(inputs.network.notes)
+    printed = inputs.reports[0][1] if inputs.reports else {}
+    names = ("method", "status", "seconds", "version")
+    claims = checks[0].claims if checks else {}
+    return {n: claims[n] for n in names if n in claims} | own | dict(printed)
+
+
+def _histories(inputs: Inputs, checks: Sequence[Check]) -> list[tuple[str, Any]]:
+    """Histories by the name of their file; one that several files hold is shown once."""
+    own = [] if inputs.network is None else [(inputs.network.source, inputs.network.notes)]
+    claims = [(check.source, check.claims) for check in checks]
+    found: list[tuple[str, Any]] = []
+    for source, report in (*own, *inputs.reports, *claims):
+        history = report.get("history")
+        if history and all(history != other for _, other in found):
+            found.append((source.name, history))
+    return found
+
+
+def _settings(notes: Report) -> Iterator[tuple[str, str]]:
+    run = notes.get("run") or {}
+    yield from ((name, str(notes[name])) for name in _SETTINGS if notes.get(name) is not None)
+    yield from ((name, str(run[name])) for name in _SETTINGS if run.get(name) is not None)
+    measured = notes.get("notes") or {}
+    plain = {k: v for k, v in measured.items() if isinstance(v, str | int | float) and v != ""}
+    yield from ((name.replace("_", " "), str(value)) for name, value in plain.items())
+    if "python" in run:
+        yield "Python", str(run["python"])
+    yield from ((str(name), str(value)) for name, value in (run.get("versions") or {}).items())
+    if "versions" not in run and "version" in notes:
+        yield "chita-opt", str(notes["version"])
+
+
+__all__ = ["Page", "build_page"]
