@@ -45,3 +45,7 @@ class MissingDependencyError(ChitaError, ImportError):
 
 class MemoryLimitError(ChitaError, MemoryError):
     """A computation needs more memory than the caller allowed; the message names both numbers."""
+
+
+class EngineError(ChitaError, RuntimeError):
+    """Processes cannot be started, or keep dying."""

@@ -3,7 +3,7 @@
 cvxpy and Pyomo are imported when a builder is called.
 """
 
-from chita_opt.formulations.best_mask import best_mask_milp, multiple_choice_milp
+from chita_opt.formulations.best_mask import best_mask_milp
 from chita_opt.formulations.big_m import big_m_miqp, proven_big_m
 from chita_opt.formulations.budgets import block_widths, cost_budget
 from chita_opt.formulations.dual_cuts import (
@@ -17,6 +17,7 @@ from chita_opt.formulations.indicator import indicator_gdp
 from chita_opt.formulations.lagrangian import LagrangianModel, lagrangian_relaxation
 from chita_opt.formulations.model_files import read_solution, write_model
 from chita_opt.formulations.model_parts import SideConstraint, add_side_constraints
+from chita_opt.formulations.multiple_choice import multiple_choice_milp
 from chita_opt.formulations.optimal_diagonal import LiftedModel, optimal_diagonal_relaxation
 from chita_opt.formulations.pairs import pair_relaxation, strongest_pairs
 from chita_opt.formulations.perspective import PerspectiveModel, perspective_relaxation

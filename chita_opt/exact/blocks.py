@@ -17,10 +17,12 @@ import torch
 
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, SharedRows
 from chita_opt.errors import ProblemError
+from chita_opt.exact.budget_split import best_counts
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path import PathSolver
 from chita_opt.exact.path_checkpoint import PathCheckpoint
 from chita_opt.exact.result import BlockProof, TreeResult
+from chita_opt.exact.value_curves import proven_floor
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
@@ -87,20 +89,7 @@ class Coupling:
 
     def split(self, values: list[Array]) -> tuple[float, list[int]]:
         """Smallest sum of ``values[B][kappa_B]`` with at most ``total`` weights, and the counts."""
-        best = np.zeros(self.total + 1)
-        choices = []
-        for value in values:
-            room = min(len(value), self.total + 1)
-            table = np.full((room, self.total + 1), np.inf)
-            for kappa in range(room):
-                table[kappa, kappa:] = value[kappa] + best[: self.total + 1 - kappa]
-            choices.append(table.argmin(0))
-            best = table.min(0)
-        left, counts = self.total, []
-        for choice in reversed(choices):
-            counts.append(int(choice[left]))
-            left -= counts[-1]
-        return float(best[self.total]), counts[::-1]
+        return best_counts([(np.arange(len(value)), value) for value in values], self.total)
 
     def bounds(self) -> tuple[float, float, list[int], list[int]]:
         """Lower and upper value of the whole with their splits."""
@@ -166,7 +155,7 @@ def block_paths(blocks: list[tuple[slice, Problem]]) -> list[PathSolver]:
     paths = [PathSolver(block) for _, block in blocks]
     for path in paths:
         path.upper[:] = path.problem.prune_all
-        path.lower[:] = max(path.problem.dense_minimum, 0.0) - _slack(path.problem)
+        path.lower[:] = proven_floor(path.problem)
     return paths
 
 
@@ -181,14 +170,6 @@ def _first_weights(
         path.learn(part.nnz, -np.inf, part)
     if found.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
-
-
-def _slack(problem: Problem) -> float:
-    """With a linear term the dense minimum bounds every count, but for its rounding."""
-    if not bool(problem.g.any()):
-        return 0.0
-    low = problem.dense_minimum
-    return max(low, 0.0) - low + 1e-9 * (abs(low) + abs(problem.prune_all))
 
 
 def _first_bounds(path: PathSolver, options: TreeOptions, clock: Clock) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from chita_opt.errors import ProblemError
 from chita_opt.nn.trust.verdict import TrustThresholds
+from chita_opt.supports.budget_splits import Split
 
 Progress = Callable[[str, int, int], object]
 CURVATURES = ("gradients", "row_gradients", "sampled", "inputs")
@@ -37,6 +38,10 @@ class PruneOptions:
         loss is needed for it.
     scope : {"global", "layer"}
         Whether ``sparsity`` is of all selected weights together, or of each layer.
+    split : str, mapping of str to int, or sequence of int, optional
+        How the weights to keep are divided among the layers before anything is solved: "uniform",
+        "erk", "magnitude", or a count for each parameter by name or in order; see
+        :func:`chita_opt.supports.split_budget`. By default the solution divides them itself.
     certify : bool
         Prove a bound; without it ``result.certificate`` is None.
     rows, batch_size : int
@@ -84,6 +89,7 @@ class PruneOptions:
     k: int | None = None
     curvature: Literal["gradients", "row_gradients", "sampled", "inputs"] = "gradients"
     scope: Literal["global", "layer"] = "global"
+    split: Split | None = None
     certify: bool = True
     rows: int = 1000
     batch_size: int = 1

@@ -29,6 +29,7 @@ from chita_opt.supports import (
     join_layers,
     keep_count,
     needs_count,
+    split_budget,
 )
 
 _ROWS = {
@@ -62,9 +63,14 @@ class NetworkProblem:
 
 
 def build_family(
-    layer_map: LayerMap, support: str | SupportFamily, sparsity: float | None, options: PruneOptions
+    layer_map: LayerMap,
+    support: str | SupportFamily,
+    sparsity: float | None,
+    options: PruneOptions,
+    *,
+    w_bar: Tensor | None = None,
 ) -> SupportFamily:
-    """The support family over the flat vector.
+    """The support family over the flat vector; ``w_bar`` (p,) for ``split="magnitude"``.
 
     Raises
     ------
@@ -74,6 +80,8 @@ def build_family(
     """
     if sparsity is not None and options.k is not None:
         raise SupportError(f"both sparsity={sparsity} and k={options.k} were given; give one")
+    if options.split is not None:
+        return _split_family(layer_map, support, sparsity, options, w_bar)
     if isinstance(support, SupportFamily):
         return _own_family(layer_map, support, sparsity, options)
     if options.scope == "global":
@@ -102,6 +110,31 @@ def build_family(
         raise SupportError("a cardinality budget needs a sparsity")
     counts = [keep_count(size, sparsity).k for size in layer_map.sizes]
     return Budget.per_layer(layer_map.sizes, counts)
+
+
+def _split_family(
+    layer_map: LayerMap,
+    support: str | SupportFamily,
+    sparsity: float | None,
+    options: PruneOptions,
+    w_bar: Tensor | None,
+) -> SupportFamily:
+    """A count for each layer, by the rule asked for."""
+    if support != "cardinality" or options.scope == "layer":
+        raise SupportError(
+            f"split={options.split!r} divides a count among layers, with support='cardinality' and "
+            f"scope='global'; got support={support!r} and scope={options.scope!r}"
+        )
+    split, k = options.split, options.k
+    assert split is not None
+    if sparsity is not None:
+        k = keep_count(layer_map.size, sparsity).k
+    elif k is None and not isinstance(split, str):
+        k = sum(split.values() if isinstance(split, Mapping) else split)
+    if k is None:
+        raise SupportError(f"split={split!r} needs a sparsity or k")
+    shapes = {item.name: item.shape for item in layer_map}
+    return Budget.per_layer(layer_map.sizes, split_budget(split, k, shapes, w=w_bar))
 
 
 def build_problem(

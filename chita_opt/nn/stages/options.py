@@ -52,6 +52,11 @@ class StageOptions(PruneOptions):
                 f"curvature={self.curvature!r}: stages model the loss by rows of gradients over "
                 "all layers; use 'gradients' or 'sampled'"
             )
+        if self.split not in (None, "uniform", "erk"):
+            raise ProblemError(
+                f"split={self.split!r}: stages divide a count of their own each; use 'uniform' or "
+                "'erk'"
+            )
         if self.certify:
             raise ProblemError(
                 "certify=True: a certificate is about one quadratic problem and stages pose "
