@@ -38,6 +38,7 @@ TREE_GAP = 1e-4  # relative gap at which a search stops where none is asked for
 
 Command = Callable[..., Any]
 
+STRENGTHS = ("dual", "diagonal", "pairs", "lagrangian", "tree")
 MODEL_NAMES = ("big-m", "sos1", "perspective", "removal", "weight-cuts", "dual-cuts")
 
 
@@ -234,12 +235,13 @@ solve_method_option = click.option(
     "its bound; auto: the relaxation, then up to 1,000 weights branch and bound (20 s without "
     "--time-limit); or a method by name, with a bound.",
 )
+proof_option = click.option(
+    "--proof",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what proves the bound (of solve: the tree), for `chita-opt verify` to replay.",
+)
 tree_options = (
-    click.option(
-        "--proof",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write the tree (bnb, auto), for `chita-opt verify` to replay.",
-    ),
+    proof_option,
     click.option(
         "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
     ),

@@ -23,9 +23,14 @@ SCOPE_SENTENCE = (
 _WIDTH = 100  # where the output is no terminal
 
 
+def json_text(values: Mapping[str, Any]) -> str:
+    """One JSON object; numbers that are not finite become null."""
+    return json.dumps(_plain(values), indent=2, allow_nan=False)
+
+
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; numbers that are not finite become null."""
-    click.echo(json.dumps(_plain(values), indent=2, allow_nan=False))
+    """The same on stdout."""
+    click.echo(json_text(values))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
