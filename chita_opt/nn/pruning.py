@@ -23,6 +23,7 @@ from chita_opt.certificates.pipeline import (
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.mac_budget import mac_budget
+from chita_opt.nn.provenance import described, versions
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
 from chita_opt.nn.result import LayerReport, PruningResult
@@ -115,7 +116,8 @@ def prune(
     )
     if (family := mac_budget(support, model, layer_map, data, sparsity)) is not None:
         support, sparsity = family, None
-    supports = build_family(layer_map, support, sparsity, options)
+    w_bar = layer_map.weights(model)
+    supports = build_family(layer_map, support, sparsity, options, w_bar=w_bar)
     guard, no_trust = Guard.open(model, loss_fn, data, layer_map, options)
     network = build_problem(model, loss_fn, data, layer_map, supports, options)
     measured = clock.elapsed
@@ -145,6 +147,8 @@ def prune(
         "total": clock.elapsed,
     }
     notes = network.notes if guard is not None else {**network.notes, "trust": no_trust}
+    asked = {"method": method, "sparsity": sparsity, "support": supports.name}
+    notes = {**notes, "run": {**asked, "options": described(options), "versions": versions()}}
     keep = _keep_count(supports, sparsity)
     return PruningResult(layer_map, keep, solution, certificate, own, dtypes, seconds, notes, trust)
 

@@ -72,11 +72,24 @@ def save_weights(
     DataError
         If a note is not text or uses a reserved name.
     """
-    notes = _checked_notes(metadata or {})
-    tensors, aliases = _untied(model)
     paired_masks(model, masks or {})
-    for name, mask in (masks or {}).items():
-        tensors[_MASK + name] = mask.detach().to("cpu", torch.bool).contiguous()
+    write_state(path, SavedWeights(model.state_dict(), dict(masks or {}), dict(metadata or {})))
+
+
+def write_state(path: str | os.PathLike[str], weights: SavedWeights) -> None:
+    """Write a state dict, masks and notes as :func:`save_weights` does, without a model.
+
+    Raises
+    ------
+    LayerError
+        If the state holds something other than a tensor.
+    DataError
+        If a note is not text or uses a reserved name.
+    """
+    notes = _checked_notes(weights.metadata)
+    tensors, aliases = untied(weights.state)
+    for name, mask in weights.masks.items():
+        tensors[_MASK + name] = mask.detach().to("cpu", torch.bool, copy=True).contiguous()
     header = {**notes, "chita_opt": WEIGHTS_FORMAT, "aliases": json.dumps(aliases, sort_keys=True)}
     write_atomically(path, save(tensors, metadata=header), make_folder=True)
 
@@ -139,12 +152,18 @@ def load_tensors(
         raise DataError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def _untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split a state dict into tensors stored once and further names of the same tensors."""
+def untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split a state dict into tensors stored once, on the CPU, and further names of the same ones.
+
+    Raises
+    ------
+    LayerError
+        If it holds something other than a tensor, or a name that is reserved for masks.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         if not isinstance(value, Tensor):
             raise LayerError(f"the state dict holds {name!r}, a {type(value).__name__}: not saved")
         if name.startswith(_MASK):
@@ -169,9 +188,19 @@ def _checked_notes(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _aliases(file: Path, header: Mapping[str, str]) -> dict[str, str]:
     try:
-        aliases = json.loads(header.get("aliases", "{}"))
+        return checked_texts(file, "aliases", json.loads(header.get("aliases", "{}")))
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}: the list of tied names is damaged: {error}") from error
-    if not isinstance(aliases, dict) or not all(isinstance(v, str) for v in aliases.values()):
-        raise DataError(f"{file}: the list of tied names is damaged")
-    return aliases
+        raise DataError(f"{file}: the list of aliases is damaged: {error}") from error
+
+
+def checked_texts(file: Path, what: str, found: object) -> dict[str, str]:
+    """Refuse what is no mapping of texts.
+
+    Raises
+    ------
+    DataError
+        If it is none.
+    """
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise DataError(f"{file}: the list of {what} is damaged")
+    return found

@@ -10,7 +10,8 @@ The file is in safetensors form. For each weight NAME it holds
     uint8: the offsets in the same order, log2(B) bits each, the lowest bit first.
 
 and any other tensors of the network under their own names. The header's one entry ``chita_opt`` is
-JSON: ``format``, and ``layers``, NAME to the shape of the parameter and the type of its values.
+JSON: ``format``, ``layers``, NAME to the shape of the parameter and the type of its values, and
+where there are any ``aliases``, further names of tied tensors, and ``notes``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.files import write_atomically
 from chita_opt.nn.darb.matrix import MAX_WIDTH, VALUE_TYPES, DarbMatrix, RowGroup
 from chita_opt.nn.darb.offset_bits import pack_offsets, unpack_offsets
-from chita_opt.nn.weight_files import load_tensors
+from chita_opt.nn.weight_files import checked_texts, load_tensors
 
 DARB_FORMAT = "chita-opt darb 1"
 _NO_WEIGHTS = 255
@@ -47,10 +48,16 @@ class DarbWeights:
         Block-regular weights by parameter name.
     dense : Mapping
         The other tensors of the network by name.
+    aliases : Mapping
+        Further names of tied tensors.
+    notes : Mapping
+        Text by name.
     """
 
     matrices: Mapping[str, DarbMatrix]
     dense: Mapping[str, Tensor] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], regular: Iterable[str]) -> Self:
@@ -71,7 +78,8 @@ class DarbWeights:
     @property
     def state(self) -> dict[str, Tensor]:
         """For ``model.load_state_dict``: every tensor with its zeros."""
-        return dict(self.dense) | {name: m.to_dense() for name, m in self.matrices.items()}
+        state = dict(self.dense) | {name: m.to_dense() for name, m in self.matrices.items()}
+        return state | {alias: state[name] for alias, name in self.aliases.items()}
 
 
 def save_darb(path: str | os.PathLike[str], weights: DarbWeights) -> None:
@@ -97,8 +105,11 @@ def save_darb(path: str | os.PathLike[str], weights: DarbWeights) -> None:
         name: {"shape": list(matrix.shape), "type": str(matrix.dtype).removeprefix("torch.")}
         for name, matrix in weights.matrices.items()
     }
+    content = {"format": DARB_FORMAT, "layers": layers}
+    content |= {"aliases": dict(weights.aliases)} if weights.aliases else {}
+    content |= {"notes": dict(weights.notes)} if weights.notes else {}
     # one entry: safetensors writes several in no fixed order
-    header = json.dumps({"format": DARB_FORMAT, "layers": layers}, sort_keys=True)
+    header = json.dumps(content, sort_keys=True)
     write_atomically(path, save(tensors, metadata={"chita_opt": header}), make_folder=True)
 
 
@@ -114,7 +125,8 @@ def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
     file = Path(path)
     header, tensors = load_tensors(file)
     matrices = {}
-    for name, layer in _layers(file, header.get("chita_opt", "{}")).items():
+    content = _content(file, header.get("chita_opt", "{}"))
+    for name, layer in content["layers"].items():
         try:
             matrices[name] = _matrix(name, layer, tensors)
         except (DataError, LayerError) as error:
@@ -122,7 +134,13 @@ def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
     left = sorted(name for name in tensors if "/" in name)
     if left:
         raise DataError(f"{file} holds {', '.join(left)}, which belong to no weight of its header")
-    return DarbWeights(matrices, tensors)
+    aliases, notes = (
+        checked_texts(file, key, content.get(key, {})) for key in ("aliases", "notes")
+    )
+    lost = sorted(alias for alias, name in aliases.items() if name not in {*matrices, *tensors})
+    if lost:
+        raise DataError(f"{file} ties {', '.join(lost)} to tensors that it does not hold")
+    return DarbWeights(matrices, tensors, aliases, notes)
 
 
 def is_darb_file(path: str | os.PathLike[str]) -> bool:
@@ -147,7 +165,7 @@ def _tensors(name: str, matrix: DarbMatrix) -> dict[str, Tensor]:
     return found
 
 
-def _layers(file: Path, header: str) -> dict[str, Mapping[str, Any]]:
+def _content(file: Path, header: str) -> dict[str, Any]:
     try:
         content = json.loads(header)
     except json.JSONDecodeError:
@@ -158,7 +176,7 @@ def _layers(file: Path, header: str) -> dict[str, Mapping[str, Any]]:
     layers = content.get("layers")
     if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
         raise DataError(f"{file}: the list of weights is damaged: it maps no names to layers")
-    return layers
+    return content
 
 
 def _matrix(name: str, layer: Mapping[str, Any], tensors: dict[str, Tensor]) -> DarbMatrix:
