@@ -18,6 +18,7 @@ from chita_opt.errors import DataError
 Array = np.ndarray
 Report = Mapping[str, Any]
 _MASK = "mask/"
+_DARB = "chita-opt darb"
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
             is_problem = "problem_hash" not in header.get("claims", "problem_hash")
             kind = "problem data" if is_problem else "certificate or proof log"
             (problems if is_problem else proofs).append(_source(path, kind))
+        elif header is not None and _DARB in header.get("chita_opt", ""):
+            networks.append(_darb_network(path))
         elif header is not None:
             networks.append(_network(path, header))
-        elif _is_darb(path):
-            networks.append(_darb_network(path))
         else:
             content = _json(path)
             if isinstance(content.get("rows"), list):
@@ -165,14 +166,6 @@ def _network(path: Path, header: Mapping[str, str]) -> Network:
         raise DataError(f"{path}: the report in its header is no JSON object")
     source = _source(path, "pruned weights and masks")
     return Network(source, {name: _as_matrix(mask) for name, mask in masks.items()}, notes)
-
-
-def _is_darb(path: Path) -> bool:
-    if path.suffix == ".json":  # the check needs torch
-        return False
-    from chita_opt.nn.darb.darb_file import is_darb_file
-
-    return is_darb_file(path)
 
 
 def _darb_network(path: Path) -> Network:

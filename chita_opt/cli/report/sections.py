@@ -37,8 +37,8 @@ class Page:
         Table of layers and their pictures.
     over_time, by_count, by_stage, trade_offs : tuple of Chart
         Charts.
-    settings : tuple of (str, str)
-        How it was run.
+    settings, options : tuple of (str, str)
+        How it was run; and every option with its value.
     sources : tuple of Source
         The files that the page was made from.
     warnings, missing : tuple of str
@@ -57,6 +57,7 @@ class Page:
     by_stage: tuple[Chart, ...]
     trade_offs: tuple[Chart, ...]
     settings: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...]
     sources: tuple[Source, ...]
     warnings: tuple[str, ...]
     missing: tuple[str, ...]
@@ -96,6 +97,7 @@ def build_page(inputs: Inputs, checks: Sequence[Check]) -> Page:
         by_stage=tuple(figures.by_stage(notes)),
         trade_offs=tuple(trade_offs),
         settings=tuple(_settings(notes)),
+        options=tuple(_options(notes)),
         sources=tuple(inputs.sources),
         warnings=tuple(warnings(notes, checks, best, layers)),
         missing=tuple(missing(notes, checks, shown)),
@@ -124,17 +126,25 @@ def _histories(inputs: Inputs, checks: Sequence[Check]) -> list[tuple[str, Any]]
 
 
 def _settings(notes: Report) -> Iterator[tuple[str, str]]:
-    run = notes.get("run") or {}
-    yield from ((name, str(notes[name])) for name in _SETTINGS if notes.get(name) is not None)
-    yield from ((name, str(run[name])) for name in _SETTINGS if run.get(name) is not None)
+    """What was asked for, how the curvature was measured, and versions."""
     measured = notes.get("notes") or {}
-    plain = {k: v for k, v in measured.items() if isinstance(v, str | int | float) and v != ""}
-    yield from ((name.replace("_", " "), str(value)) for name, value in plain.items())
-    if "python" in run:
-        yield "Python", str(run["python"])
-    yield from ((str(name), str(value)) for name, value in (run.get("versions") or {}).items())
-    if "versions" not in run and "version" in notes:
-        yield "chita-opt", str(notes["version"])
+    run = notes.get("run") or {}
+    known = {
+        name: value for name, value in measured.items() if isinstance(value, str | int | float)
+    }
+    known |= {name: notes[name] for name in _SETTINGS if notes.get(name) is not None}
+    known |= (measured.get("run") or {}).get("versions") or {}
+    known |= run.get("versions") or {}
+    known |= {name: run[name] for name in _SETTINGS if run.get(name) is not None}
+    if "chita_opt" not in known and "version" in notes:
+        known["chita_opt"] = notes["version"]
+    yield from ((name.replace("_", " "), str(v)) for name, v in known.items() if v != "")
+
+
+def _options(notes: Report) -> Iterator[tuple[str, str]]:
+    """Every option of the library's call that has a value."""
+    options = ((notes.get("notes") or {}).get("run") or {}).get("options") or {}
+    yield from ((name.replace("_", " "), str(v)) for name, v in options.items() if v is not None)
 
 
 __all__ = ["Page", "build_page"]
