@@ -138,6 +138,9 @@ class Solution:
         Counters and notes; a fallback that was taken is written here.
     warm : Mapping
         Tensors by name that a later bound may start from: "z" indicators and "image".
+    evidence : object or None
+        What the method proved of the problem on the way, for ``certify``: a
+        :class:`chita_opt.bounds.Bound` or a :class:`chita_opt.exact.ReductionProof`.
     """
 
     problem: Problem
@@ -148,6 +151,7 @@ class Solution:
     trace: Trace = field(default_factory=Trace)
     stats: Mapping[str, object] = field(default_factory=dict)
     warm: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    evidence: object | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.w.shape != (self.problem.p,) or not bool(torch.isfinite(self.w).all()):

@@ -20,7 +20,7 @@ from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 _U = 2.0**-53
-_BLOCK = 8192
+BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class QuadraticData:
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
+class Block:
     """One block: gradients (columns, scale) or a matrix shared by rows."""
 
     columns: Array | None
@@ -74,17 +74,17 @@ class _Block:
 
     @property
     def image_size(self) -> int:
+        """Length of an image."""
         return self.size if self.columns is None else self.columns.shape[1]
 
 
 def objective(data: QuadraticData, w: Array) -> Enclosed:
     """f(w), enclosed."""
     x = w - data.w_bar
-    slack = _U * np.abs(x)
     value, error, start = 0.0, 0.0, 0
-    for block in _blocks(data.specification, data.curvature):
+    for block in blocks_of(data.specification, data.curvature):
         s = slice(start, start + block.size)
-        part = _energy_of(block, x[s], slack[s])
+        part = _energy_of(block, x[s])
         value, error, start = value + part.value, error + part.allowance, s.stop
     terms = data.g * x + 0.5 * data.rho * x * x
     size = np.abs(data.g * x) + 0.5 * data.rho * x * x
@@ -104,11 +104,22 @@ def dual_value(
     Any y >= 0 bounds it (see :class:`StoredRows`), so no oracle and no solver is needed. Matrices
     must be proven positive semidefinite after the split.
     """
+    if not bool((y >= 0).all()) or y.shape != rows.h.shape:
+        raise CertificateError("the witness has multipliers that are negative or missing")
+    base, gains = dual_gains(data, witness, split)
+    best, best_error = rows.maximum(gains, y)
+    error = base.allowance + best_error + 8 * _U * (abs(base.value) + best)
+    return Enclosed(base.value - best, error * (1.0 + gamma(len(gains))))
+
+
+def dual_gains(data: QuadraticData, witness: Array, split: Array | None) -> tuple[Enclosed, Array]:
+    """What a dual witness proves but for the family: the bound's free part, and (p,) gains.
+
+    The gains are not below the exact ones.
+    """
     d = data.rho if split is None else data.rho + split
-    if not float(d.min()) > 0.0 or not bool((y >= 0).all()) or y.shape != rows.h.shape:
-        raise CertificateError(
-            "the witness has d <= 0, or multipliers that are negative or missing"
-        )
+    if not float(d.min()) > 0.0:
+        raise CertificateError("the witness has d <= 0: it proves nothing")
     q, q_error, energy = _pullback(data, witness, split)
     v = q + data.g
     v_error = q_error + 2 * _U * (np.abs(q) + np.abs(data.g))
@@ -120,10 +131,8 @@ def dual_value(
     error = float((v_error * np.abs(data.w_bar)).sum()) + (gamma(len(c)) + 8 * _U) * float(
         size.sum()
     )
-    best, best_error = rows.maximum(gains, y)
-    value = float(terms.sum()) - energy.value - best
-    error += energy.allowance + best_error + 8 * _U * (float(np.abs(terms).sum()) + best)
-    return Enclosed(value, error * (1.0 + gamma(len(c))))
+    error += energy.allowance + 8 * _U * float(np.abs(terms).sum())
+    return Enclosed(float(terms.sum()) - energy.value, error * (1.0 + gamma(len(c)))), gains
 
 
 def _pullback(
@@ -132,7 +141,7 @@ def _pullback(
     """Qv, its error, and v'Qv/2, block by block."""
     values, errors, energy, allowance = [], [], 0.0, 0.0
     start = used = 0
-    for block in _blocks(data.specification, data.curvature):
+    for block in blocks_of(data.specification, data.curvature):
         e = None if split is None else split[start : start + block.size]
         if block.columns is not None and e is not None and not e.any():
             e = None
@@ -151,9 +160,9 @@ def _pullback(
     return np.concatenate(values), np.concatenate(errors), Enclosed(energy, allowance)
 
 
-def _block_pullback(block: _Block, u: Array, e: Array | None) -> tuple[Array, Array, Enclosed]:
+def _block_pullback(block: Block, u: Array, e: Array | None) -> tuple[Array, Array, Enclosed]:
     if block.columns is not None and e is None:
-        q, error = _adjoint(block, u)
+        q, error = adjoint(block, u)
         energy = 0.5 * float(u @ u)
         return q, error, Enclosed(energy, gamma(len(u) + 2) * energy)
     H, H_error = _matrix_of(block)
@@ -171,10 +180,10 @@ def _block_pullback(block: _Block, u: Array, e: Array | None) -> tuple[Array, Ar
     return q, error, Enclosed(energy, rounding + 0.5 * float(np.abs(u) @ error))
 
 
-def _matrix_of(block: _Block) -> tuple[Array, float]:
+def _matrix_of(block: Block) -> tuple[Array, float]:
     """The block's matrix and a bound on the error of its entries."""
     if block.columns is not None:
-        return _gram(block)
+        return gram(block)
     if block.H is None:
         raise CertificateError("a block of the curvature has no data")
     return block.H, 0.0
@@ -184,7 +193,7 @@ def dense_hessian(data: QuadraticData) -> tuple[Array, float]:
     """C + diag(rho) as one matrix (p, p), and a bound on the error of its entries."""
     p = len(data.w_bar)
     H, error, start = np.zeros((p, p)), 0.0, 0
-    for block in _blocks(data.specification, data.curvature):
+    for block in blocks_of(data.specification, data.curvature):
         own, own_error = _matrix_of(block)
         error = max(error, own_error)
         for _ in range(block.rows):
@@ -216,7 +225,7 @@ def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
 def separate(data: QuadraticData) -> list[tuple[slice, QuadraticData]]:
     """The blocks of a problem, rows that share a matrix one by one, in the order of the weights."""
     found, start = [], 0
-    for block in _blocks(data.specification, data.curvature):
+    for block in blocks_of(data.specification, data.curvature):
         if block.columns is not None:
             described = {"form": "low_rank", "scale": block.scale}
             arrays = {"columns": block.columns}
@@ -231,19 +240,31 @@ def separate(data: QuadraticData) -> list[tuple[slice, QuadraticData]]:
     return found
 
 
-def _adjoint(block: _Block, r: Array) -> tuple[Array, Array]:
+def adjoint(block: Block, r: Array) -> tuple[Array, Array]:
     """sqrt(scale) A'r and its error."""
     assert block.columns is not None
     root = block.scale**0.5
     q, size = np.empty(block.size), np.empty(block.size)
-    for i in range(0, block.size, _BLOCK):
-        part = block.columns[i : i + _BLOCK].astype(np.float64)
-        q[i : i + _BLOCK] = part @ r
-        size[i : i + _BLOCK] = np.abs(part, out=part) @ np.abs(r)
+    for i in range(0, block.size, BLOCK):
+        part = block.columns[i : i + BLOCK].astype(np.float64)
+        q[i : i + BLOCK] = part @ r
+        size[i : i + BLOCK] = np.abs(part, out=part) @ np.abs(r)
     return root * q, root * gamma(len(r) + 4) * size
 
 
-def _gram(block: _Block) -> tuple[Array, float]:
+def forward(block: Block, x: Array) -> tuple[Array, Array]:
+    """sqrt(scale) A x and its error, with x known to within a rounding."""
+    assert block.columns is not None
+    r, size = np.zeros(block.image_size), np.zeros(block.image_size)
+    for i in range(0, block.size, BLOCK):
+        part = block.columns[i : i + BLOCK].astype(np.float64)
+        r += x[i : i + BLOCK] @ part
+        size += np.abs(x[i : i + BLOCK]) @ np.abs(part, out=part)
+    root = block.scale**0.5
+    return root * r, root * (gamma(block.size + 4) + 2 * _U) * size
+
+
+def gram(block: Block) -> tuple[Array, float]:
     """Scale * A'A and a bound on the error of its entries."""
     assert block.columns is not None
     columns = block.columns.astype(np.float64)
@@ -251,17 +272,10 @@ def _gram(block: _Block) -> tuple[Array, float]:
     return H, gamma(columns.shape[1] + 3) * block.scale * float((columns**2).sum(1).max())
 
 
-def _energy_of(block: _Block, x: Array, slack: Array) -> Enclosed:
-    """x'Cx/2 with x known to within ``slack``."""
+def _energy_of(block: Block, x: Array) -> Enclosed:
+    """x'Cx/2 with x known to within a rounding."""
     if block.columns is not None:
-        r = np.zeros(block.image_size)
-        size = np.zeros(block.image_size)
-        for i in range(0, block.size, _BLOCK):
-            part = block.columns[i : i + _BLOCK].astype(np.float64)
-            r += x[i : i + _BLOCK] @ part
-            size += np.abs(x[i : i + _BLOCK]) @ np.abs(part, out=part)
-        root = block.scale**0.5
-        r, error = root * r, root * (gamma(block.size + 4) + 2 * _U) * size
+        r, error = forward(block, x)
         value = 0.5 * float(r @ r)
         allowance = (
             float(np.abs(r) @ error) + 0.5 * float(error @ error) + gamma(len(r) + 2) * value
@@ -274,20 +288,20 @@ def _energy_of(block: _Block, x: Array, slack: Array) -> Enclosed:
     return Enclosed(value, (gamma(len(x) + len(block.H) + 4) + 4 * _U) * total)
 
 
-def _blocks(specification: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[_Block]:
+def blocks_of(specification: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[Block]:
     """The blocks of a curvature, in order."""
     form = specification.get("form")
     if form == "low_rank":
         columns = arrays["columns"]
-        return [_Block(columns, float(specification["scale"]), None, 1, len(columns))]
+        return [Block(columns, float(specification["scale"]), None, 1, len(columns))]
     if form in ("dense", "shared_rows"):
         H, rows = arrays["H"].astype(np.float64), int(specification.get("rows", 1))
-        return [_Block(None, 1.0, H, rows, rows * len(H))]
+        return [Block(None, 1.0, H, rows, rows * len(H))]
     if form == "block_diagonal":
         found = []
         for i, child in enumerate(specification["blocks"]):
             prefix = f"{i}."
             own = {k[len(prefix) :]: a for k, a in arrays.items() if k.startswith(prefix)}
-            found += _blocks(child, own)
+            found += blocks_of(child, own)
         return found
     raise CertificateError(f"the curvature form {form!r} is not known to this version")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,19 @@ from torch import Tensor
 from chita_opt import __version__
 from chita_opt.bounds import Bound, Screening, dual_bound, dual_point, screen
 from chita_opt.certificates.container import array_hash, write_sealed
+from chita_opt.certificates.problem_data import read_problem
+from chita_opt.certificates.reduction import CUTOFF, FATES, PREFIX, replayed_cutoff
+from chita_opt.certificates.tree_arrays import lowered, tree_arrays
 from chita_opt.certificates.verification import SCOPE, Verification, evaluate
 from chita_opt.errors import CertificateError
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution
 from chita_opt.supports import LinearRows
+
+if TYPE_CHECKING:
+    from chita_opt.exact.result import ReductionProof
+
+_LOWERED = (1e-5, 1e-4, 1e-3)  # shares of the splits that leave room for a check's rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,8 @@ class Certificate:
         Weights whose fate is proven.
     arrays : Mapping
         Everything that goes into the file, by name.
+    reduction : ReductionProof or None
+        What raises the bound above that of its one witness, as far as it does.
     """
 
     solution: Solution
@@ -50,6 +60,7 @@ class Certificate:
     values: Verification
     screening: Screening
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    reduction: ReductionProof | None = field(default=None, repr=False)
 
     @property
     def upper(self) -> float:
@@ -79,7 +90,7 @@ class Certificate:
     @property
     def proof(self) -> str:
         """What proves the bound."""
-        return self.bound.proof
+        return self.bound.proof if self.reduction is None else "reduction"
 
     @property
     def history(self) -> dict[str, list[list[float]]]:
@@ -139,6 +150,7 @@ def certify(
     tol: float = 3e-5,
     target_gap: float | None = None,
     time_limit: float | None = None,
+    reduction: ReductionProof | None = None,
 ) -> Certificate:
     """Prove how far a solution is from the best possible one of its problem.
 
@@ -147,9 +159,13 @@ def certify(
     solution : Solution
         A feasible solution.
     bound : Bound, optional
-        A bound already at hand; otherwise ``dual_bound`` is called, starting from the solution.
+        A bound already at hand; otherwise the solution's own evidence, or where it brings none
+        ``dual_bound``, starting from the solution.
     tol, target_gap, time_limit
         Passed to ``dual_bound``.
+    reduction : ReductionProof, optional
+        Of :func:`chita_opt.exact.hybrid` for the same problem; its own witness is the bound. It is
+        replayed here, and what the replay proves is claimed.
 
     Raises
     ------
@@ -163,17 +179,35 @@ def certify(
             f"the weights of {solution.method} keep {solution.nnz} weights in a pattern outside "
             f"{problem.supports.name}; only allowed solutions are certified"
         )
+    if bound is None and reduction is None and solution.evidence is not None:
+        bound, reduction = _read_evidence(solution.evidence)
+    if reduction is not None:
+        bound = reduction.bound
     if bound is None:
         bound = dual_bound(
             problem, start=solution, tol=tol, target_gap=target_gap, time_limit=time_limit
         )
     arrays = certificate_arrays(solution, bound)
+    if reduction is not None:
+        arrays |= reduction_arrays(reduction, arrays, problem)
     values = evaluate(arrays, problem_specification(problem))
     if values.lower > values.upper:
         raise CertificateError(
             f"bound {values.lower!r} exceeds objective {values.upper!r}: please report this"
         )
-    return Certificate(solution, bound, values, screen(problem, bound, values.upper), arrays)
+    screening = screen(problem, bound, values.upper)
+    return Certificate(solution, bound, values, screening, arrays, reduction)
+
+
+def _read_evidence(evidence: object) -> tuple[Bound | None, ReductionProof | None]:
+    """A bound or a reduction."""
+    from chita_opt.exact.result import ReductionProof  # the room starts slowly
+
+    if isinstance(evidence, Bound):
+        return evidence, None
+    if isinstance(evidence, ReductionProof):
+        return evidence.bound, evidence
+    raise CertificateError(f"{type(evidence).__name__} is no evidence that a certificate can hold")
 
 
 def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray]:
@@ -187,6 +221,30 @@ def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray
     if bound.split is not None:
         arrays["bound.split"] = _numpy(bound.split)
     return arrays | dense_arrays(problem)
+
+
+def reduction_arrays(
+    proof: ReductionProof, arrays: Mapping[str, np.ndarray], problem: Problem
+) -> dict[str, np.ndarray]:
+    """A reduction's arrays with the cutoff that a replay proves.
+
+    The check's arithmetic allows for more rounding than the search did, so the splits are lowered a
+    little, and more where that is not enough.
+    """
+    stored = read_problem(arrays, problem_specification(problem))
+    for share in _LOWERED:
+        own = {FATES: proof.fates, CUTOFF: np.array([proof.cutoff])}
+        own |= {f"{PREFIX}{k}": a for k, a in tree_arrays("tree", [proof.tree]).items()}
+        own[f"{PREFIX}tree.splits"] *= 1.0 - share
+        try:
+            proven = replayed_cutoff({**arrays, **own}, stored)
+        except CertificateError:
+            if share == _LOWERED[-1]:
+                raise
+            continue
+        own[CUTOFF][0] = min(lowered(proven, problem.prune_all), proof.cutoff)
+        return own
+    raise AssertionError  # the last share returns or raises
 
 
 def dense_arrays(problem: Problem) -> dict[str, np.ndarray]:

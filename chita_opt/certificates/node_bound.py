@@ -69,6 +69,20 @@ class NodeBounds:
         self.at_zero: Enclosed = objective(data, np.zeros(p))
         self._proven: dict[int, Array] = {}
 
+    @classmethod
+    def of_parts(
+        cls,
+        family: Family,
+        H: tuple[Array, float],
+        b: tuple[Array, Array],
+        at_zero: Enclosed,
+    ) -> NodeBounds:
+        """From a quadratic f(0) + w'Hw/2 - b'w, each part with its error."""
+        made = object.__new__(cls)
+        made.p, made.family, made._proven = family.p, family, {}
+        (made.H, made.error), (made.b, made.b_error), made.at_zero = H, b, at_zero
+        return made
+
     def under(self, problem: StoredProblem) -> NodeBounds:
         """The same data under another family; nothing is proven of its witnesses yet."""
         other = copy(self)
@@ -146,7 +160,11 @@ class Family:
     @classmethod
     def of(cls, problem: StoredProblem) -> Family:
         """Recognise budgets on a partition, with or without a total."""
-        rows, p = problem.rows, problem.p
+        return cls.of_rows(problem.rows, problem.p)
+
+    @classmethod
+    def of_rows(cls, rows: StoredRows, p: int) -> Family:
+        """The same from the rows over p weights."""
         row, column, value = rows.G
         sizes = np.bincount(row, minlength=len(rows.h))
         whole = np.flatnonzero(sizes == p)

@@ -29,7 +29,8 @@ class Effort:
     Attributes
     ----------
     method : str
-        A name of ``METHODS``, or "auto"; "best" leaves to the bound what it does not need.
+        A name of ``METHODS``, "auto" or "hybrid" (:func:`chita_opt.exact.hybrid`, which brings its
+        own bound); "best" leaves to the bound what it does not need.
     time_limit : float or None
         Seconds over method, bound and the certificate's own arithmetic, which is foreseen from one
         measured product: the method gets half of the rest, the bound what then is left.
@@ -49,6 +50,11 @@ class Effort:
     tol: float = 3e-5
     seed: int = 0
     memory_limit: float = 4e9
+
+    @property
+    def method_share(self) -> float:
+        """Share of the seconds that the method gets: nearly all where it brings the bound too."""
+        return 0.85 if self.method == "hybrid" else 0.5
 
 
 def solve_certified(
@@ -86,7 +92,7 @@ def solve_certified(
     reserve = check_seconds(problem) if effort.time_limit is not None else 0.0
     name = choose_method(problem) if effort.method == "auto" else effort.method
     tell(name)
-    solution = run_method(problem, effort, share(clock, 0.5, reserve), start)
+    solution = run_method(problem, effort, share(clock, effort.method_share, reserve), start)
     return certify_within(solution, effort, less(clock.remaining, reserve), on_stage=on_stage)
 
 
@@ -104,6 +110,9 @@ def certify_within(
     """
     tell, bound = on_stage or (lambda stage: None), None
     try:
+        if solution.evidence is not None:
+            tell("certificate")
+            return certify(solution)
         tell("bound")
         bound = prove(solution, effort, time_limit)
         if bound.stats.get("stopped") == "interrupt":
@@ -119,12 +128,26 @@ def run_method(
     problem: Problem, effort: Effort, time_limit: float | None, start: Solution | None = None
 ) -> Solution:
     """Call ``solve`` with what the method understands of ``effort``."""
+    if effort.method == "hybrid":
+        return _run_hybrid(problem, effort, time_limit, start)
     name = choose_method(problem) if effort.method == "auto" else effort.method
     more: dict[str, Any] = {}
     care = {"relax_round": THOROUGH, "best": WITH_ROUNDINGS}
     if name in care:
         more["effort"] = replace(care[name], memory_limit=effort.memory_limit)
     return solve(problem, name, start=start, time_limit=time_limit, seed=effort.seed, **more)
+
+
+def _run_hybrid(
+    problem: Problem, effort: Effort, time_limit: float | None, start: Solution | None
+) -> Solution:
+    from chita_opt.exact import HybridOptions, hybrid  # the room starts slowly
+
+    options = HybridOptions()
+    if effort.target_gap is not None:
+        options = replace(options, gap=effort.target_gap)
+    found = hybrid(problem, start=start, time_limit=time_limit, seed=effort.seed, options=options)
+    return found.solution
 
 
 def prove(solution: Solution, effort: Effort, time_limit: float | None) -> Bound:

@@ -21,21 +21,24 @@ from chita_opt.certificates.certificate import (
     solution_arrays,
 )
 from chita_opt.certificates.container import array_hash, write_sealed
-from chita_opt.certificates.tree_proof import TREE_ARRAYS, ProofReport
+from chita_opt.certificates.tree_arrays import lowered, tree_arrays
+from chita_opt.certificates.tree_proof import ProofReport
 from chita_opt.certificates.verification import SCOPE, Verification
 from chita_opt.errors import CertificateError
-from chita_opt.exact import BlockProof, KPath, PairWitness, PathProof, ProvenBound, TreeProof
+from chita_opt.exact import (
+    BlockProof,
+    KPath,
+    PairWitness,
+    PathProof,
+    ProvenBound,
+    ReductionProof,
+    TreeProof,
+)
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 
 Arrays = dict[str, np.ndarray]
-_MACHINES = 1e-12  # by how much, relative, other machines' rounding may lower a bound
 _SHORT = 1e-6  # relative loss of the cutoff to rounding that is no longer rounding
-_TYPES = {
-    "parent": np.int32, "side": np.int8, "branch": np.int32, "witness_row": np.int32,
-    "fix_step": np.int32, "fix_index": np.int32, "fix_value": np.int8,
-    "witnesses": np.float64, "splits": np.float64,
-}  # fmt: skip
 _NO_LOG = "the search left no log; ask for one with TreeOptions(proof=True)"
 
 
@@ -47,7 +50,7 @@ class Searched(Protocol):
         """The incumbent."""
 
     @property
-    def proof(self) -> TreeProof | BlockProof | None:
+    def proof(self) -> TreeProof | BlockProof | ReductionProof | None:
         """The log."""
 
 
@@ -63,9 +66,9 @@ def save_proof(
     Parameters
     ----------
     result : TreeResult, KPath or ProvenBound
-        Of :func:`chita_opt.exact.branch_and_bound`, :func:`chita_opt.exact.solve_blocks` or
-        :func:`chita_opt.exact.k_path` with ``TreeOptions(proof=True)``, finished or not; or of
-        :func:`chita_opt.exact.lower_bound`.
+        Of :func:`chita_opt.exact.hybrid`; of :func:`chita_opt.exact.branch_and_bound`,
+        :func:`chita_opt.exact.solve_blocks` or :func:`chita_opt.exact.k_path` with
+        ``TreeOptions(proof=True)``, finished or not; or of :func:`chita_opt.exact.lower_bound`.
     path : str or Path
         File to write or replace.
 
@@ -85,6 +88,10 @@ def save_proof(
         return _save_bound(result, path)
     if result.proof is None:
         raise CertificateError(_NO_LOG)
+    if isinstance(result.proof, ReductionProof):
+        certificate = certify(result.solution, reduction=result.proof)
+        certificate.save(path)
+        return certificate.values
     if isinstance(result.proof, BlockProof):
         return _save_blocks(result.solution, result.proof, path)
     return _save_tree(result.solution, result.proof, path)
@@ -92,9 +99,9 @@ def save_proof(
 
 def _save_tree(solution: Solution, proof: TreeProof, path: str | Path) -> ProofReport:
     problem = solution.problem
-    arrays = _solution_arrays(solution) | _tree_arrays("tree", [proof])
+    arrays = _solution_arrays(solution) | tree_arrays("tree", [proof])
     found = tree_proof.replay(arrays, problem_specification(problem), -np.inf)
-    cutoff = _lowered(min(found.weakest, found.upper), found.at_zero)
+    cutoff = lowered(min(found.weakest, found.upper), found.at_zero)
     _compare(cutoff, float(proof.cutoff), found.at_zero, problem)
     found = replace(found, lower=cutoff)
     claims = {"cutoff": cutoff, "steps": found.steps, "method": solution.method}
@@ -107,7 +114,7 @@ def _save_blocks(solution: Solution, proof: BlockProof, path: str | Path) -> Pro
     for n, own in enumerate(proof.paths):
         arrays |= _path_arrays(f"blocks.{n}", own)
     found = block_proof.replay_blocks(arrays, problem_specification(problem), proof.price)
-    found = replace(found, lower=_lowered(found.lower, found.at_zero))
+    found = replace(found, lower=lowered(found.lower, found.at_zero))
     claims = {"price": proof.price, "steps": found.steps, "method": solution.method}
     return _write(path, block_proof.KIND, arrays, problem, found, claims)
 
@@ -119,7 +126,7 @@ def _save_path(result: KPath, path: str | Path) -> ProofReport:
     arrays = problem_arrays(problem) | dense_arrays(problem) | _path_arrays("path", result.proof)
     arrays |= {"path.ks": np.asarray(result.ks, dtype=np.int64), "path.weights": result.w}
     found = path_proof.replay_path(arrays, problem_specification(problem))
-    lowers = tuple(_lowered(value, found.at_zero) for value in found.lowers)
+    lowers = tuple(lowered(value, found.at_zero) for value in found.lowers)
     found = replace(found, lower=lowers[-1], lowers=lowers)
     arrays["path.lower"] = np.array(lowers)
     return _write(path, path_proof.KIND, arrays, problem, found, {"steps": found.steps})
@@ -144,7 +151,7 @@ def _save_pairs(solution: Solution, witness: PairWitness, path: str | Path) -> V
     arrays = _solution_arrays(solution)
     arrays |= {f"bound.{name}": np.asarray(a) for name, a in vars(witness).items()}
     found = pair_bound.evaluate_pairs(arrays, problem_specification(problem))
-    claims = asdict(found) | {"lower": _lowered(found.lower, problem.prune_all)}
+    claims = asdict(found) | {"lower": lowered(found.lower, problem.prune_all)}
     _write(path, pair_bound.KIND, arrays, problem, found, claims)
     return found
 
@@ -182,21 +189,7 @@ def _path_arrays(prefix: str, proof: PathProof) -> Arrays:
         for size, name in sizes.items()
     }
     counts = {f"{prefix}.counts": np.array(proof.counts, dtype=np.int64)}
-    return counts | lengths | _tree_arrays(prefix, proof.trees)
-
-
-def _tree_arrays(prefix: str, trees: Any) -> Arrays:
-    return {
-        f"{prefix}.{name}": np.concatenate(
-            [np.asarray(getattr(tree, name), dtype=_TYPES[name]) for tree in trees]
-        )
-        for name in TREE_ARRAYS
-        if trees
-    }
-
-
-def _lowered(value: float, at_zero: float) -> float:
-    return value - _MACHINES * (abs(value) + abs(at_zero))
+    return counts | lengths | tree_arrays(prefix, proof.trees)
 
 
 def _compare(proven: float, claimed: float, at_zero: float, problem: Problem) -> None:

@@ -111,6 +111,10 @@ def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> V
     split = vector(arrays, "bound.split", problem.p) if "bound.split" in arrays else None
     y = vector(arrays, "bound.multipliers", len(problem.rows.h))
     lower = dual_value(data, vector(arrays, "bound.witness"), split, problem.rows, y)
+    if any(name.startswith("reduction.") for name in arrays):
+        from chita_opt.certificates.reduction import reduced_lower  # it builds on this module
+
+        lower = max(lower, Enclosed(reduced_lower(arrays, problem), 0.0), key=lambda e: e.below)
     upper = objective(data, w)
     everything = objective(data, np.zeros_like(w))
     dense = dense_minimum(arrays, problem)

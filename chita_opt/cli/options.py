@@ -34,11 +34,13 @@ METHOD_NAMES = (
 )
 
 EXACT_NAMES = ("bnb", "highs", "relaxation")
+HYBRID = "hybrid"
 TREE_GAP = 1e-4  # relative gap at which a search stops where none is asked for
 
 Command = Callable[..., Any]
 
 STRENGTHS = ("dual", "diagonal", "pairs", "lagrangian", "tree")
+EXPORT_NAMES = ("safetensors", "torch", "bitmap", "csr", "2:4", "darb", "card", "onnx")
 MODEL_NAMES = ("big-m", "sos1", "perspective", "removal", "weight-cuts", "dual-cuts")
 
 
@@ -224,14 +226,20 @@ family_options = (
 )
 support_options = _budget_options("--support", network=True)
 method_option = click.option(
-    "--method", type=click.Choice(METHOD_NAMES), default="auto", show_default=True, help="Method."
+    "--method",
+    type=click.Choice((*METHOD_NAMES, HYBRID)),
+    default="auto",
+    show_default=True,
+    help="Method; hybrid: a heuristic, exact search of windows and a tree over what no witness "
+    "decides, for the whole --time-limit.",
 )
 solve_method_option = click.option(
     "--method",
-    type=click.Choice((METHOD_NAMES[0], *EXACT_NAMES, *METHOD_NAMES[1:])),
+    type=click.Choice((METHOD_NAMES[0], *EXACT_NAMES, HYBRID, *METHOD_NAMES[1:])),
     default="auto",
     show_default=True,
-    help="bnb: branch and bound; highs: outer approximation by HiGHS; relaxation: rounded, with "
+    help="bnb: branch and bound; highs: outer approximation by HiGHS; hybrid: a heuristic, exact "
+    "windows and a tree over what no witness decides; relaxation: rounded, with "
     "its bound; auto: the relaxation, then up to 1,000 weights branch and bound (20 s without "
     "--time-limit); or a method by name, with a bound.",
 )

@@ -101,6 +101,8 @@ class Tree:
         Its point starts the root's ascent: the root of the same quadratic under another count.
     ascent : AscentOptions, optional
         Accuracy of the bounds.
+    target : float
+        A bound that is enough.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Tree:
         quadratic: Quadratic | None = None,
         warm: Node | None = None,
         ascent: AscentOptions | None = None,
+        target: float = np.inf,
     ) -> None:
         self.problem, self.options = problem, options
         self.clock = Clock(options.time_limit)
@@ -124,7 +127,7 @@ class Tree:
         solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)
         self.search = Search(
             solver, self.best.offer, self.best.value, options.gap, problem.dense_minimum,
-            options.memory_limit,
+            options.memory_limit, target,
         )  # fmt: skip
         self.progress = Progress(self.clock, options.log, options.log_seconds)
         self.crew = Crew(self.search, options, self.clock, self._look, self._between_nodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from chita_opt.bounds import Bound
 from chita_opt.solution import Solution, Status
 from chita_opt.supports.base import Array
 
@@ -105,6 +106,37 @@ class BlockProof:
 
 
 @dataclass(frozen=True, eq=False)
+class ReductionProof:
+    """A bound in two levels: fates proven by one witness, and a tree over the undecided weights.
+
+    Masks against a fate cost at least the cutoff, by the witness's reduced costs; those with all
+    fates cost at least what the tree proves. The smaller of both bounds the whole problem.
+
+    Attributes
+    ----------
+    bound : Bound
+        The witness over all weights.
+    cutoff : float
+        Value that the fates are proven against.
+    fates : ndarray
+        (p,) int8: 1 kept, 0 pruned, -1 undecided.
+    tree : TreeProof
+        Over the undecided weights in their order, of the quadratic with the kept ones eliminated;
+        its cutoff is in units of the whole problem's objective.
+    """
+
+    bound: Bound
+    cutoff: float
+    fates: Array
+    tree: TreeProof
+
+    @property
+    def lower(self) -> float:
+        """What both levels claim together."""
+        return min(self.cutoff, self.tree.cutoff)
+
+
+@dataclass(frozen=True, eq=False)
 class TreeResult:
     """The best weights found and a proven bound on every allowed solution.
 
@@ -124,7 +156,7 @@ class TreeResult:
         Bound before branching.
     history : tuple of HistoryRow
         Bound and incumbent over time.
-    proof : TreeProof, BlockProof or None
+    proof : TreeProof, BlockProof, ReductionProof or None
         On request; of a search that was stopped it proves the bound reached by then.
     """
 
@@ -135,7 +167,7 @@ class TreeResult:
     seconds: float
     root: float
     history: tuple[HistoryRow, ...] = ()
-    proof: TreeProof | BlockProof | None = None
+    proof: TreeProof | BlockProof | ReductionProof | None = None
     stats: dict[str, float] = field(default_factory=dict)
 
     @property

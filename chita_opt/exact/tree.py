@@ -40,6 +40,8 @@ class Search:
         Relative gap, and the dense minimum that it is measured from.
     memory_limit : float
         Bytes of open nodes beyond which the weakest go depth-first.
+    target : float
+        A bound that is enough, whatever the incumbent's value is.
     closed : float
         Smallest bound at which a node was closed or a part of it cut off.
     nodes, newton : int
@@ -61,6 +63,7 @@ class Search:
     gap: float
     floor: float
     memory_limit: float = np.inf
+    target: float = np.inf
     closed: float = np.inf
     nodes: int = 0
     newton: int = 0
@@ -79,7 +82,8 @@ class Search:
     @property
     def cutoff(self) -> float:
         """A node whose bound reaches this is closed."""
-        return self.upper - _WITHIN * self.gap * max(self.upper - self.floor, 0.0)
+        close = self.upper - _WITHIN * self.gap * max(self.upper - self.floor, 0.0)
+        return min(close, self.target)
 
     @property
     def lower(self) -> float:

@@ -69,7 +69,9 @@ def prune(
         multiplications, see :meth:`chita_opt.nn.MacCount.budget`), or a family over the flat
         vector of :func:`chita_opt.nn.select_layers`.
     method : str
-        A name of ``METHODS``, or "auto".
+        A name of ``METHODS``, "auto", or "hybrid" (:func:`chita_opt.exact.hybrid`): a heuristic,
+        exact search of windows and a tree over what no witness decides, which bring their own
+        bound; ``time_limit`` says for how long (a minute if absent).
     options : PruneOptions, optional
         Everything else.
     **changes
@@ -172,9 +174,12 @@ class _Run:
             self.reserve = check_seconds(network.problem) * (2.0 if network.parts else 1.0)
 
     def solve(self) -> tuple[Solution, dict[str, Solution]]:
-        """The solution over all layers, and the layers' own where they are independent."""
+        """The solution over all layers, and the layers' own where they are independent.
+
+        The hybrid looks at all layers together: it gives its time where the gap is largest.
+        """
         parts = self.network.parts
-        if not parts:
+        if not parts or self.effort.method == "hybrid":
             self.options.tell("solve", 0, 0)
             solution = run_method(self.network.problem, self.effort, self._method_limit())
             return self._rounded(solution, self.layer_map.names), {}
@@ -255,15 +260,19 @@ class _Run:
         pieces = self.layer_map.unflatten(solution.w)
         layers = {
             name: certify(
-                replace(c.solution, w=pieces[name].flatten(), method=solution.method), bound=c.bound
+                replace(c.solution, w=pieces[name].flatten(), method=solution.method),
+                bound=c.bound,
+                reduction=c.reduction,
             )
             for name, c in own.items()
         }
-        return certify(solution, bound=certificate.bound), layers
+        whole = certify(solution, bound=certificate.bound, reduction=certificate.reduction)
+        return whole, layers
 
     def _method_limit(self) -> float | None:
-        """Seconds for the methods: half of what is left where a bound is to follow, else all."""
-        return share(self.clock, 0.5 if self.options.certify else 1.0, self.reserve)
+        """Seconds for the methods: a share of what is left where a bound is to follow, else all."""
+        part = self.effort.method_share if self.options.certify else 1.0
+        return share(self.clock, part, self.reserve)
 
     def _rounded(self, solution: Solution, names: tuple[str, ...]) -> Solution:
         """The solution with the weights that the parameters' types can hold."""

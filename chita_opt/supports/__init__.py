@@ -3,6 +3,7 @@
 from chita_opt.supports.base import SupportFamily
 from chita_opt.supports.block_widths import BlockWidths
 from chita_opt.supports.budget import Budget
+from chita_opt.supports.budget_splits import split_budget
 from chita_opt.supports.intersections import Intersection, intersection
 from chita_opt.supports.laminar_budget import LaminarBudget
 from chita_opt.supports.latency_table import LatencyTable
@@ -20,6 +21,7 @@ from chita_opt.supports.regular_blocks import (
     n_of_m_along,
     published_widths,
 )
+from chita_opt.supports.restriction import RestrictedFamily, restrict
 from chita_opt.supports.sparsity import KeepCount, keep_count
 from chita_opt.supports.specification import family_from_text, needs_count
 from chita_opt.supports.two_budgets import TwoBudgets
@@ -38,6 +40,7 @@ __all__ = [
     "NestedGroups",
     "NeuronGates",
     "ProcessorPartition",
+    "RestrictedFamily",
     "SupportFamily",
     "TreePrices",
     "TwoBudgets",
@@ -54,4 +57,6 @@ __all__ = [
     "needs_count",
     "permutation_search",
     "published_widths",
+    "restrict",
+    "split_budget",
 ]

@@ -1,0 +1,291 @@
+"""``hybrid``: exact where it can, fast where it must, and one bound over everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from chita_opt.bounds import Bound, dual_bound
+from chita_opt.errors import ProblemError
+from chita_opt.exact.neighbourhood import NeighbourhoodOptions, neighbourhood_search
+from chita_opt.exact.options import TreeOptions
+from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
+from chita_opt.exact.result import HistoryRow, ReductionProof, TreeResult, relative_gap
+from chita_opt.heuristics import solve
+from chita_opt.heuristics.incumbent import check_start
+from chita_opt.heuristics.local_search import local_search
+from chita_opt.problem import Problem
+from chita_opt.solution import Clock, Solution, Status
+
+_STEP_FLOPS = 3.0  # of one Newton step of a split, in cubes of the weights
+_STEPS = 60  # Newton steps that a search should have time for
+_SPEED = 1e10  # floating-point operations in a second that are counted on
+_TOO_SOON = 1e-3  # relative rise of the claim below which a round counts as none
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridOptions:
+    """How far the hybrid goes.
+
+    Attributes
+    ----------
+    gap : float
+        Relative gap, on the increase over the dense minimum, at which it ends.
+    method : str
+        What finds first weights: a name of ``METHODS``, or "auto".
+    windows : NeighbourhoodOptions
+        Of the exact neighbourhood search.
+    undecided : int
+        Most weights that a reduction may leave to the tree.
+    rounds : int
+        Rounds of reduction and search.
+    seconds : float
+        Over the whole call where no time limit is given.
+    """
+
+    gap: float = 1e-6
+    method: str = "auto"
+    windows: NeighbourhoodOptions = field(default_factory=NeighbourhoodOptions)
+    undecided: int = 2000
+    rounds: int = 12
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gap < 1.0:
+            raise ProblemError(f"gap is {self.gap}; give a relative gap in [0, 1)")
+        if self.undecided < 1 or self.rounds < 1 or not self.seconds > 0:
+            raise ProblemError("undecided, rounds and seconds must be positive")
+
+
+def hybrid(
+    problem: Problem,
+    *,
+    start: Solution | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    options: HybridOptions | None = None,
+) -> TreeResult:
+    """Solve by a heuristic, exact neighbourhood search and reduction in turn, with one bound.
+
+    First the default heuristic and the dual bound. Then, in rounds: windows of undecided weights
+    are solved exactly (:func:`neighbourhood_search`); and the weights whose fate the bound proves
+    against a cutoff are eliminated, so that a tree with the best diagonal splits is left with the
+    undecided ones (:mod:`chita_opt.exact.reduction`). The cutoff lies so high that the tree has
+    time for what is left undecided, and moves to where its bound ends. A small problem is left to
+    the tree whole, and solved to optimality.
+
+    Parameters
+    ----------
+    problem : Problem
+        Any family and form of curvature with rho > 0, or an explicit positive definite one.
+    start : Solution, optional
+        Never made worse.
+    time_limit : float, optional
+        Seconds over the whole call; ``options.seconds`` if absent.
+    seed : int
+        Of the heuristic and the windows.
+    options : HybridOptions, optional
+        Limits.
+
+    Returns
+    -------
+    TreeResult
+        Weights, bound and, as its proof, what :func:`chita_opt.certificates.certify` and
+        ``save_proof`` take: a :class:`ReductionProof`, or None where the dual bound's witness alone
+        proves as much. On Ctrl-C too.
+
+    Raises
+    ------
+    ProblemError
+        If no bound can be had for rho = 0.
+    """
+    options = options or HybridOptions()
+    clock = Clock(options.seconds if time_limit is None else time_limit)
+    return _Hybrid(problem, clock, seed, options).run(start)
+
+
+class _Hybrid:
+    """The incumbent, the best claim, and the clock."""
+
+    def __init__(self, problem: Problem, clock: Clock, seed: int, options: HybridOptions) -> None:
+        self.problem, self.clock, self.seed, self.options = problem, clock, seed, options
+        self.best: Solution | None = None
+        self.bound: Bound | None = None
+        self.proof: ReductionProof | None = None
+        self.history: list[HistoryRow] = []
+        self.nodes, self.root = 0, -float("inf")
+        self.stats = {"windows": 0.0, "helped": 0.0, "reductions": 0.0, "undecided": 0.0}
+
+    def run(self, start: Solution | None) -> TreeResult:
+        """First weights and bound, then rounds; Ctrl-C ends it with what is at hand."""
+        status = Status.STATIONARY
+        try:
+            self._first(start)
+            self._rounds()
+            status = Status.TIME_LIMIT if self.clock.expired else status
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+            if self.best is None:
+                nothing = torch.zeros_like(self.problem.w_bar)
+                self.best = start or Solution(self.problem, nothing, "hybrid", status)
+        return self._result(status)
+
+    # -- what is known --------------------------------------------------------------------------
+
+    @property
+    def lower(self) -> float:
+        """The best claim."""
+        values = [-float("inf")]
+        values += [] if self.bound is None else [self.bound.value]
+        values += [] if self.proof is None else [self.proof.lower]
+        return max(values)
+
+    @property
+    def gap(self) -> float:
+        """Relative gap, on the increase over the dense minimum."""
+        assert self.best is not None
+        upper = self.best.objective
+        return relative_gap(self.lower, upper, upper - self.problem.dense_minimum)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the gap is closed, or time has run out."""
+        return self.clock.expired or self.gap <= self.options.gap
+
+    def _seconds(self, share: float) -> float:
+        """A share of the seconds left."""
+        return share * (self.clock.remaining or 0.0)
+
+    def _take(self, found: Solution) -> None:
+        """Keep weights that are allowed and better; pass an interrupt on."""
+        better = self.best is None or found.objective < self.best.objective
+        if better and found.is_feasible:
+            self.best = found
+        self._note()
+        if found.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+
+    def _note(self) -> None:
+        if self.best is not None:
+            self.history.append(HistoryRow(self.clock.elapsed, self.lower, self.best.objective, 0))
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def _first(self, start: Solution | None) -> None:
+        """First weights, exchanges, and the dual bound."""
+        if start is not None:
+            check_start(self.problem, start)
+            self._take(start)
+        limit = self._seconds(0.2)
+        found = solve(self.problem, self.options.method, time_limit=limit, seed=self.seed)
+        self._take(found)
+        self._prove(found)
+        assert self.best is not None
+        if float(self.problem.rho.min()) > 0.0 and not self.finished:
+            self._take(local_search(self.problem, start=self.best, time_limit=self._seconds(0.1)))
+
+    def _prove(self, found: Solution) -> None:
+        """The dual bound, as tight as a quarter of the time makes it."""
+        self.bound = dual_bound(self.problem, start=found, tol=1e-6, time_limit=self._seconds(0.25))
+        self.root = self.bound.value
+        self._note()
+        if self.bound.stats.get("stopped") == "interrupt":
+            raise KeyboardInterrupt
+
+    def _rounds(self) -> None:
+        """Windows and reductions, each while it brings something."""
+        search, cutoff = True, None
+        for round_number in range(self.options.rounds):
+            if self.finished:
+                return
+            if search:
+                search = self._search(round_number)
+            if self.finished:
+                return
+            before = self.lower
+            cutoff = self._reduce(cutoff)
+            rise = self.lower - before
+            assert self.best is not None
+            slow = rise <= _TOO_SOON * (self.best.objective - before)
+            if slow and not search:
+                return
+
+    def _search(self, round_number: int) -> bool:
+        """Exact windows; whether another round of them may help."""
+        assert self.best is not None
+        found = neighbourhood_search(
+            self.problem,
+            start=self.best,
+            bound=self.bound,
+            time_limit=self._seconds(0.35),
+            seed=self.seed + round_number,
+            options=self.options.windows,
+        )
+        self.stats["windows"] += float(str(found.stats["windows"]))
+        self.stats["helped"] += float(str(found.stats["helped"]))
+        helped = found.objective < self.best.objective
+        self._take(found)
+        return helped or found.status is Status.TIME_LIMIT
+
+    def _reduce(self, cutoff: float | None) -> float | None:
+        """One reduction at a cutoff, or at the best that time allows; the next cutoff to try."""
+        assert self.best is not None and self.bound is not None
+        if self.problem.supports.binary_auxiliary:
+            return None  # a replay cannot follow its trees
+        upper = self.best.objective
+        highest = ReducedCosts.of(self.problem, self.bound).cutoff_for(self._affordable, upper)
+        cutoff = highest if cutoff is None else min(cutoff, highest)
+        if cutoff <= self.lower or self._elimination_seconds(cutoff) > self._seconds(0.5):
+            return None
+        found = reduce_and_search(
+            self.problem, self.bound, self.best, cutoff,
+            options=TreeOptions(gap=0.0, time_limit=self._seconds(0.7)),
+        )  # fmt: skip
+        if found is None:
+            return None
+        self.nodes += found.tree.nodes
+        self.stats["reductions"] += 1.0
+        self.stats["undecided"] = float((found.proof.fates < 0).sum())
+        if found.proof.lower > self.lower:
+            self.proof = found.proof
+        self._take(found.solution)
+        if found.tree.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        reached = found.proof.lower
+        return 0.5 * (reached + cutoff) if reached < cutoff else None
+
+    @property
+    def _affordable(self) -> int:
+        """Undecided weights that a tree has time for."""
+        flops = self._seconds(0.7) * _SPEED / (_STEPS * _STEP_FLOPS)
+        return max(1, min(self.options.undecided, max(int(flops ** (1.0 / 3.0)), 64)))
+
+    def _elimination_seconds(self, cutoff: float) -> float:
+        """Of forming the undecided weights' quadratic, here and twice in the certificate."""
+        assert self.bound is not None
+        fates = ReducedCosts.of(self.problem, self.bound).fates(cutoff)
+        kept, undecided = int((fates > 0).sum()), int((fates < 0).sum())
+        every = kept + undecided
+        inner = min(self.problem.curvature.image_size, self.problem.p)
+        flops = 2.0 * every**2 * inner + kept**3 + 4.0 * kept * every * undecided
+        return 3.0 * flops / _SPEED
+
+    def _result(self, status: Status) -> TreeResult:
+        assert self.best is not None
+        if self.bound is None:  # interrupted before there was one
+            self.bound = dual_bound(self.problem, start=self.best, time_limit=1e-3)
+        if status is not Status.INTERRUPTED and self.gap <= max(self.options.gap, 1e-6):
+            status = Status.OPTIMAL
+        solution = replace(
+            self.best, method="hybrid", status=status, seconds=self.clock.elapsed,
+            stats={**self.best.stats, **self.stats}, evidence=self.proof or self.bound,
+        )  # fmt: skip
+        self._note()
+        return TreeResult(
+            solution, min(self.lower, solution.objective), status, self.nodes, self.clock.elapsed,
+            self.root, tuple(self.history), self.proof, dict(self.stats),
+        )  # fmt: skip
+
+
+__all__ = ["HybridOptions", "hybrid"]
