@@ -14,7 +14,7 @@ from chita_opt.cli.report.mask_pictures import MaskPictures, picture_mask
 from chita_opt.cli.report.reading import Inputs, Report, Source
 from chita_opt.cli.report.summary import Tile, missing, tiles, warnings
 
-_SETTINGS = ("ridge", "seed", "k", "family", "support", "instance", "model", "data", "test")
+_SETTINGS = ("ridge", "seed", "k", "family", "support", "instance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,8 @@ def _settings(notes: Report) -> Iterator[tuple[str, str]]:
     known |= {name: notes[name] for name in _SETTINGS if notes.get(name) is not None}
     known |= (measured.get("run") or {}).get("versions") or {}
     known |= run.get("versions") or {}
-    known |= {name: run[name] for name in _SETTINGS if run.get(name) is not None}
+    data = notes.get("data") or {}
+    known |= {f"data, {name}": value for name, value in data.items() if value is not None}
     if "chita_opt" not in known and "version" in notes:
         known["chita_opt"] = notes["version"]
     yield from ((name.replace("_", " "), str(v)) for name, v in known.items() if v != "")
