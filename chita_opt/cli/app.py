@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from chita_opt.cli import instance_commands, network_commands, result_commands
+from chita_opt.cli import (
+    instance_commands,
+    network_commands,
+    result_commands,
+    training_commands,
+)
 from chita_opt.cli.group import app
 
-COMMANDS = (instance_commands, network_commands, result_commands)
+COMMANDS = (instance_commands, network_commands, result_commands, training_commands)
 
 __all__ = ["COMMANDS", "app"]

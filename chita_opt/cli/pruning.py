@@ -27,7 +27,8 @@ from chita_opt.cli.solving import certificate_report
 from chita_opt.cli.user_code import LOSSES, build_model, call
 from chita_opt.errors import DataError
 from chita_opt.nn import PruneOptions, PruningResult, accuracy, prune, save_weights
-from chita_opt.nn.stages import StagedResult
+from chita_opt.nn.provenance import fingerprint
+from chita_opt.nn.pruned_weights import PrunedWeights
 from chita_opt.solution import Status
 
 
@@ -58,7 +59,8 @@ def run_prune(
         )
     pruned = result.apply_(copy.deepcopy(model))
     measured = accuracies(model, pruned, test) | {
-        "ridge": curvature.ridge, "seed": effort.seed, "run": how_run(code.checkpoint)
+        "ridge": curvature.ridge, "seed": effort.seed, "run": how_run(code.checkpoint),
+        "data": fingerprint(data),
     }  # fmt: skip
     write_network(output, pruned, result, measured)
     report = _report(result) | measured
@@ -103,13 +105,13 @@ def prune_options(
 def read_user_code(code: UserCode) -> tuple[nn.Module, Any, Any]:
     """The user's model, training data and test samples (None where none were named)."""
     model = build_model(code.model, code.checkpoint)
-    return model, call(code.data, "--data")(), _read_test_data(code.test)
+    return model, call(code.data, "--data")(), read_test_data(code.test)
 
 
 def write_network(
     output: NetworkOutput,
     pruned: nn.Module,
-    result: PruningResult | StagedResult,
+    result: PrunedWeights,
     measured: Mapping[str, Any],
 ) -> None:
     """The pruned state dict, masks and report with what was measured, where a file was named."""
@@ -118,7 +120,7 @@ def write_network(
         save_weights(output.out, pruned, masks=result.masks, metadata=notes)
 
 
-def _read_test_data(reference: str | None) -> Any:
+def read_test_data(reference: str | None) -> Any:
     """The user's test samples; None where none were named.
 
     Raises
@@ -177,6 +179,7 @@ def show(report: dict[str, Any], summary: str, output: NetworkOutput) -> None:
 __all__ = [
     "accuracies",
     "prune_options",
+    "read_test_data",
     "read_user_code",
     "run_prune",
     "show",

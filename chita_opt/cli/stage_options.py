@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from chita_opt.cli import options as o
+
+OptionDecorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,20 @@ class StageChoice:
     seed: int
 
 
+run_options = (
+    click.option(
+        "--progress-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write what the run needs to go on (.safetensors), now and then.",
+    ),
+    click.option("--resume", is_flag=True, help="Continue from --progress-file."),
+    click.option(
+        "--time-limit",
+        type=o.seconds,
+        help="Seconds; stages then go to the final sparsity, training stops where it is.",
+    ),
+    o.seed_option,
+)
 stage_options = (
     click.option(
         "--stages", type=click.IntRange(min=1), default=16, show_default=True, help="Stages."
@@ -41,18 +59,7 @@ stage_options = (
         show_default=True,
         help="Sparsity of the first stage.",
     ),
-    click.option(
-        "--progress-file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write weights and table so far after every stage (.safetensors).",
-    ),
-    click.option("--resume", is_flag=True, help="Continue from --progress-file."),
-    click.option(
-        "--time-limit",
-        type=o.seconds,
-        help="Seconds; when they end, the next stage goes to the final sparsity.",
-    ),
-    o.seed_option,
+    *run_options,
 )
 measuring_options = o.measuring_options(("gradients", "sampled"), 16, "1/m")
 method_option = click.option(

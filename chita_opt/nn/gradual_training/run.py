@@ -77,7 +77,8 @@ class Run:
                 if status is Status.FEASIBLE:
                     self._end(recorder)
             except KeyboardInterrupt:  # the second Ctrl-C, or one raised by the caller's code
-                self._enforce()
+                if self.keeper is not None:
+                    self.keeper.apply_()
                 status = Status.INTERRUPTED
         return status
 

@@ -140,12 +140,12 @@ def prune_and_train(
         "method": told_step(step),
         **told_options(options),
     }
-    status, notes = run.run(RunFile(path=options.checkpoint, run=told), clock), run.notes
     if held_out:
         loss, correct = measured(model, loss_fn, held_out)
-        notes |= {"dense_loss": loss, "dense_accuracy": correct}
+        run.notes |= {"dense_loss": loss, "dense_accuracy": correct}
     else:
-        notes["held_out"] = reason
+        run.notes["held_out"] = reason
+    status = run.run(RunFile(path=options.checkpoint, run=told), clock)
     requested = 1.0 - k / p if sparsity is None else float(sparsity)
     return GradualResult(
         copy.deepcopy(run.trainee.folded()).eval(),
@@ -156,7 +156,7 @@ def prune_and_train(
         options.stages,
         status,
         clock.elapsed,
-        notes,
+        run.notes,
     )
 
 

@@ -1,0 +1,114 @@
+"""``prune-and-train``: the user's own network, pruned step by step while it trains."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.gradual_options import GradualChoice, TrainingChoice
+from chita_opt.cli.how_run import how_run
+from chita_opt.cli.options import (
+    BudgetChoice,
+    CurvatureChoice,
+    LayerChoice,
+    NetworkOutput,
+    UserCode,
+)
+from chita_opt.cli.pruning import accuracies, read_user_code, show, write_network
+from chita_opt.cli.screen import check_folders
+from chita_opt.cli.user_code import LOSSES
+from chita_opt.nn import Distillation, GradualOptions, TrainingRecipe, prune_and_train
+from chita_opt.solution import Status
+
+
+def run_gradual(
+    code: UserCode,
+    budget: BudgetChoice,
+    options: GradualOptions,
+    method: str,
+    output: NetworkOutput,
+) -> int:
+    """Prune and train the user's model, write and print the result."""
+    check_folders(output.out, options.checkpoint, options.log_file)
+    model, data, test = read_user_code(code)
+    result = prune_and_train(
+        model,
+        LOSSES[code.loss],
+        data,
+        sparsity=budget.sparsity,
+        support=budget.family,
+        method=method,
+        options=options,
+    )
+    pruned = result.apply_(copy.deepcopy(model))
+    measured = accuracies(model, pruned, test) | {
+        "ridge": options.ridge, "seed": options.seed, "run": how_run(code.checkpoint)
+    }  # fmt: skip
+    write_network(output, pruned, result, measured)
+    show(result.report() | measured, result.summary, output)
+    return INTERRUPTED if result.status is Status.INTERRUPTED else OK
+
+
+def library_options(
+    budget: BudgetChoice,
+    curvature: CurvatureChoice,
+    layers: LayerChoice,
+    training: TrainingChoice,
+    gradual: GradualChoice,
+    output: NetworkOutput,
+) -> GradualOptions:
+    """The library's options for the command line's."""
+    alpha = curvature.first_order
+    distillation = None
+    if training.distill:
+        distillation = Distillation(weight=training.distill, temperature=training.temperature)
+    return GradualOptions(
+        k=budget.k,
+        curvature=curvature.curvature,  # type: ignore[arg-type]
+        scope=layers.scope,  # type: ignore[arg-type]
+        trust=output.trust,
+        holdout=output.holdout,
+        rows=curvature.rows,
+        batch_size=curvature.batch_size,
+        first_order=alpha if alpha == "1/m" else float(alpha),
+        ridge=curvature.ridge,
+        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
+        include=layers.include or None,
+        exclude=layers.exclude,
+        seed=gradual.seed,
+        time_limit=gradual.time_limit,
+        memory_limit=layers.memory_limit,
+        stages=gradual.pruning_steps,
+        schedule=gradual.schedule,
+        base=gradual.base,
+        interval=gradual.interval,
+        returning=gradual.returning,  # type: ignore[arg-type]
+        shrinkage=gradual.shrinkage,
+        recipe=_recipe(training),
+        lr_min=training.lr_min,
+        warmup=training.warmup,
+        power=training.power,
+        distillation=distillation,
+        patience=training.patience,
+        bn_samples=training.bn_samples,
+        log_file=gradual.log_file,
+        tensorboard=gradual.tensorboard,
+        checkpoint=gradual.progress_file,
+        resume=gradual.resume,
+        progress_bar=sys.stderr.isatty(),
+    )
+
+
+def _recipe(training: TrainingChoice) -> TrainingRecipe:
+    return TrainingRecipe(
+        epochs=training.epochs,
+        batch_size=training.train_batch,
+        lr=training.lr,
+        optimizer=training.optimizer,  # type: ignore[arg-type]
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+
+
+__all__ = ["library_options", "run_gradual"]
