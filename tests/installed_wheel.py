@@ -17,6 +17,7 @@ for module in (chita_opt, chita_opt.formulations):
 assert chita_opt.__version__ == version("chita-opt")
 assert files("chita_opt").joinpath("py.typed").is_file()
 assert files("chita_opt.formulations").joinpath("README.md").is_file()
+assert files("chita_opt.cli.report").joinpath("template", "page.html").is_file()
 for name in PRETRAINED:
     load_pretrained(name)
 print(f"chita-opt {chita_opt.__version__} works from {PREFIX}")

@@ -176,6 +176,27 @@ def test_stages_have_their_history(files: Path, tmp_path: Path) -> None:
     assert "No certificate:" in text and "--save-certificate" in text  # what is missing is said
 
 
+def test_training_has_its_history(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 0.5 * i, "event": "epoch", "loss": 1.0 / (1 + i), "sparsity": 0.3 * i,
+         "held_out_loss": None, "held_out_accuracy": 80.0 + i, "lr": 0.1, "step": i}
+        for i in range(3)
+    ]  # fmt: skip
+    path = tmp_path / "gradual.json"
+    path.write_text(json.dumps({"method": "gradual training", "nnz": 3, "p": 9, "history": rows}))
+    text = page(tmp_path, path)
+    assert "Loss by epoch" in text and "Accuracy and sparsity by epoch" in text
+    assert "held-out samples</li>" not in text  # no such losses
+
+
+def test_the_gap_over_time_ends_at_the_gap(tmp_path: Path) -> None:
+    history = {"incumbent": [[0.0, 4.0], [1.0, 2.0], [2.0, 8.0]], "bound": [[1.5, 1.0]]}
+    path = tmp_path / "h.json"
+    path.write_text(json.dumps({"history": history}))
+    text = page(tmp_path, path)
+    assert ">87.5</td>" in text and "rises where a candidate" in text
+
+
 def test_a_path_is_drawn_by_count(files: Path, tmp_path: Path) -> None:
     from chita_opt import Budget, TreeOptions, k_path, save_proof
     from chita_opt.instances import load_instance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import shlex
 from importlib.metadata import version
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 
 import click
 
-_LIBRARIES = ("chita-opt", "torch", "numpy", "scipy", "highspy")
-
 
 def how_run(*inputs: Path | None) -> dict[str, Any]:
     """The running command, versions and SHA-256 digests of the files that it reads, for JSON."""
+    from chita_opt.nn.provenance import versions  # it loads torch, which digests do not need
+
     arguments = click.get_current_context().obj or []
     return {
         "command": shlex.join(["chita-opt", *arguments]),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {**versions(), "highspy": version("highspy")},
         "inputs": {str(path): file_digest(path) for path in inputs if path is not None},
     }
 

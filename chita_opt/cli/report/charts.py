@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 WIDTH, HEIGHT = 480.0, 280.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 14.0, 12.0, 44.0
@@ -157,7 +158,7 @@ def draw(series: Sequence[Series], labels: Labels, *, ratios: bool = False) -> C
 
 def _finite(series: Series) -> Series:
     points, lower = (
-        tuple(sorted(p for p in part if math.isfinite(p[0]) and math.isfinite(p[1])))
+        tuple(sorted((p for p in part if all(map(math.isfinite, p))), key=itemgetter(0)))
         for part in (series.points, series.lower)
     )
     return replace(series, points=points, lower=lower)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from chita_opt.certificates.path_proof import PathReport
@@ -14,6 +15,7 @@ from chita_opt.cli.report.reading import Report, Source
 from chita_opt.errors import DataError
 
 _MEASURES = ("accuracy", "test")  # columns of tables that may hold an accuracy
+_RISE = 1e-4  # relative; less is the rounding of weights to their type
 _OBJECTIVE = "modelled loss increase"
 
 
@@ -29,11 +31,12 @@ def over_time(histories: Sequence[tuple[str, Any]]) -> list[Chart]:
             Series("incumbent", _until(incumbent, end), step=True),
             Series("proven bound", _until(bound, end), step=True, dashed=True),
         )
-        words = "The incumbent's objective falls and the proven bound rises until the run ends; "
-        words += "what is left between them is the gap."
+        words = "What is left between them at the end is the gap."
+        if any(b - a > _RISE * abs(a) for (_, a), (_, b) in pairwise(incumbent)):
+            words += " The objective rises where a candidate of lower held-out loss was taken."
         labels = Labels(f"Incumbent and bound of {name}", words, "seconds", _OBJECTIVE)
         charts.append(draw(series, labels))
-        words = "The relative gap from the moment at which there is a bound; it can only fall."
+        words = "The relative gap, from the moment at which there is a bound."
         labels = Labels(f"Gap of {name}", words, "seconds", "gap, % of the objective")
         charts.append(draw([Series("gap", _gaps(incumbent, bound), step=True)], labels))
     return [chart for chart in charts if chart is not None]
@@ -72,6 +75,31 @@ def by_stage(notes: Report) -> list[Chart]:
     counts = Labels("Kept weights by stage", "Fewer are kept after every stage.", "stage", "kept")
     charts = (draw(losses, words), draw([Series("kept weights", kept)], counts))
     return [chart for chart in charts if chart is not None]
+
+
+def by_epoch(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Losses, accuracy and sparsity over the epochs of a training that prunes."""
+    loss = Labels("Loss by epoch", "Losses jump where weights are removed.", "epoch", "mean loss")
+    score = Labels(
+        "Accuracy and sparsity by epoch",
+        "Sparsity rises in steps; the accuracy of held-out samples says what each step cost.",
+        "epoch",
+        "%",
+    )
+    losses = [
+        _column(rows, "loss", "training"), _column(rows, "held_out_loss", "held-out samples")
+    ]  # fmt: skip
+    shares = [
+        _column(rows, "held_out_accuracy", "held-out accuracy"),
+        _column(rows, "sparsity", "sparsity", 100.0),
+    ]
+    charts = (draw(losses, loss), draw(shares, score))
+    return [chart for chart in charts if chart is not None]
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str, name: str, factor: float = 1.0) -> Series:
+    found = [(float(row["epoch"]), row[key]) for row in rows if row.get(key) is not None]
+    return Series(name, tuple((epoch, factor * float(value)) for epoch, value in found))
 
 
 def trade_offs(table: Source) -> list[Chart]:
@@ -119,10 +147,10 @@ def _gaps(incumbent: tuple[Point, ...], bound: tuple[Point, ...]) -> tuple[Point
     """The gap in per cent at every moment where one of the two changes."""
     rows = []
     for now in sorted({t for t, _ in (*incumbent, *bound)}):
-        upper = [value for t, value in incumbent if t <= now]
+        upper = [value for t, value in incumbent if t <= now][-1:]
         lower = [value for t, value in bound if t <= now]
-        if upper and lower and upper[-1] > 0.0:
-            rows.append((now, 100.0 * max(min(upper) - max(lower), 0.0) / min(upper)))
+        if upper and lower and upper[0] > 0.0:
+            rows.append((now, 100.0 * max(upper[0] - max(lower), 0.0) / upper[0]))
     return tuple(rows)
 
 
@@ -131,4 +159,4 @@ def _until(points: tuple[Point, ...], end: float) -> tuple[Point, ...]:
     return (*points, (end, points[-1][1])) if points and points[-1][0] < end else points
 
 
-__all__ = ["by_count", "by_stage", "over_time", "trade_offs"]
+__all__ = ["by_count", "by_epoch", "by_stage", "over_time", "trade_offs"]

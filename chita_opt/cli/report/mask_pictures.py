@@ -74,7 +74,7 @@ def _density(mask: Array) -> tuple[Array, int, int]:
     rows, columns = mask.shape
     down, across = -(-rows // _ROWS), -(-columns // _COLUMNS)
     row_starts, column_starts = np.arange(0, rows, down), np.arange(0, columns, across)
-    counts = np.add.reduceat(mask.astype(np.int64), row_starts, axis=0)
+    counts = np.add.reduceat(mask, row_starts, axis=0, dtype=np.int32)
     counts = np.add.reduceat(counts, column_starts, axis=1)
     heights = np.diff(np.append(row_starts, rows))
     widths = np.diff(np.append(column_starts, columns))

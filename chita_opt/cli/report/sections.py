@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Page:
         The summary.
     layers, masks : tuple
         Table of layers and their pictures.
-    over_time, by_count, by_stage, trade_offs : tuple of Chart
+    over_time, by_count, by_stage, by_epoch, trade_offs : tuple of Chart
         Charts.
     settings, options : tuple of (str, str)
         How it was run; and every option with its value.
@@ -55,6 +55,7 @@ class Page:
     over_time: tuple[Chart, ...]
     by_count: tuple[Chart, ...]
     by_stage: tuple[Chart, ...]
+    by_epoch: tuple[Chart, ...]
     trade_offs: tuple[Chart, ...]
     settings: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, str], ...]
@@ -82,8 +83,10 @@ def build_page(inputs: Inputs, checks: Sequence[Check]) -> Page:
     own = {row.name for row in layers}
     masks = {} if inputs.network is None else inputs.network.masks
     over_time = figures.over_time(_histories(inputs, checks))
+    history = notes.get("history")
+    by_epoch = figures.by_epoch(history) if isinstance(history, list) else []
     trade_offs = [chart for table in inputs.tables for chart in figures.trade_offs(table)]
-    shown = [("layers", layers), ("over time", over_time), ("trade-offs", trade_offs)]
+    shown = [("layers", layers), ("over time", over_time or by_epoch), ("trade-offs", trade_offs)]
     return Page(
         title=inputs.sources[0].name,
         notes=notes,
@@ -95,6 +98,7 @@ def build_page(inputs: Inputs, checks: Sequence[Check]) -> Page:
         over_time=tuple(over_time),
         by_count=tuple(chart for c in checks if (chart := figures.by_count(c)) is not None),
         by_stage=tuple(figures.by_stage(notes)),
+        by_epoch=tuple(by_epoch),
         trade_offs=tuple(trade_offs),
         settings=tuple(_settings(notes)),
         options=tuple(_options(notes)),
@@ -126,26 +130,39 @@ def _histories(inputs: Inputs, checks: Sequence[Check]) -> list[tuple[str, Any]]
 
 
 def _settings(notes: Report) -> Iterator[tuple[str, str]]:
-    """What was asked for, how the curvature was measured, and versions."""
-    measured = notes.get("notes") or {}
-    run = notes.get("run") or {}
+    """What was asked for, how the curvature was measured, the data's digest, and versions."""
+    measured, run = notes.get("notes") or {}, notes.get("run") or {}
     known = {
         name: value for name, value in measured.items() if isinstance(value, str | int | float)
     }
     known |= {name: notes[name] for name in _SETTINGS if notes.get(name) is not None}
+    known |= {f"data, {name}": value for name, value in (notes.get("data") or {}).items()}
+    known |= {"chita_opt": notes.get("version")}
     known |= (measured.get("run") or {}).get("versions") or {}
     known |= run.get("versions") or {}
-    data = notes.get("data") or {}
-    known |= {f"data, {name}": value for name, value in data.items() if value is not None}
-    if "chita_opt" not in known and "version" in notes:
-        known["chita_opt"] = notes["version"]
-    yield from ((name.replace("_", " "), str(v)) for name, v in known.items() if v != "")
+    yield from _written(known)
 
 
 def _options(notes: Report) -> Iterator[tuple[str, str]]:
     """Every option of the library's call that has a value."""
-    options = ((notes.get("notes") or {}).get("run") or {}).get("options") or {}
-    yield from ((name.replace("_", " "), str(v)) for name, v in options.items() if v is not None)
+    run = (notes.get("notes") or {}).get("run") or {}
+    yield from _written(run.get("options") or {})
+
+
+def _written(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values in words; what has no value is left out."""
+    for name, value in values.items():
+        if value not in (None, "", [], {}):
+            yield name.replace("_", " "), _words(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_words(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        sizes = all(isinstance(v, int) for v in value)
+        return (" × " if sizes else ", ").join(map(_words, value))
+    return str(value)
 
 
 __all__ = ["Page", "build_page"]

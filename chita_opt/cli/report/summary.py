@@ -90,9 +90,10 @@ def warnings(
     for check in checks:
         if check.weights == "other":
             yield f"{check.source.name} is about other weights than those in the network's file."
-    counted, said = sum(row.kept for row in layers), notes.get("nnz")
-    if layers and said is not None and counted != said:
-        yield f"A report says that {said:,} weights are kept; the layers keep {counted:,}."
+    counted = sum(row.kept for row in layers)
+    said = sum(own.get("kept", 0) for own in notes.get("layers") or ())
+    if said and counted != said:
+        yield f"A report says that {said:,} weights are kept; the masks keep {counted:,}."
     if best is None or best.found is None:
         return
     for name, sign, words in (("lower", 1.0, "bound"), ("upper", -1.0, "objective")):
