@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
+from chita_opt.cli import run
+from chita_opt.cli.options import EXPORT_NAMES
 from chita_opt.errors import DataError, LayerError
 from chita_opt.nn import (
     CharacterModel,
@@ -39,6 +41,7 @@ from chita_opt.nn.export import (
     to_semi_structured_,
     to_torch_prune,
 )
+from chita_opt.nn.export.exporting import FORMATS as FORMATS_OF_EXPORT
 from chita_opt.nn.provenance import fingerprint
 
 SUFFIX = {"safetensors": ".safetensors", "torch": ".pt", "darb": ".darb"}
@@ -416,6 +419,57 @@ def test_the_card_holds_what_it_takes_to_repeat_the_run(
     assert {path.name for path in tmp_path.iterdir()} == {"card.md", "card.json"}
     bare = model_card(MLPNet((4, 3), seed=0)).to_markdown()
     assert "not measured" in bare and "not certified" in bare
+
+
+@pytest.fixture
+def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module with a model and data, found from the current folder."""
+    (tmp_path / "exported_net.py").write_text(
+        "import torch\n"
+        "from chita_opt.nn import MLPNet\n"
+        "def make(): return MLPNet((16, 8, 4), seed=0)\n"
+        "def data():\n"
+        "    x = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))\n"
+        "    return x, x[:, :4].argmax(1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_command_line_exports(user_code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["--model", "exported_net:make", "--data", "exported_net:data"]
+    options = [
+        "--loss",
+        "nll",
+        "--support",
+        "2:4",
+        "--rows",
+        "20",
+        "--no-trust",
+        "--method",
+        "chita",
+    ]
+    assert run(["prune", *names, *options, "--out", "net.safetensors", "--json"]) == 0
+    pruned = load_export("net.safetensors")
+    for name in ("bitmap", "csr", "2:4", "darb", "safetensors", "torch"):
+        out = "again.pt" if name == "torch" else f"{name.replace(':', '')}.bin"
+        assert run(["export", "net.safetensors", "--to", name, "--out", out]) == 0
+        state = load_export(out).state
+        assert all(same(state[n], tensor) for n, tensor in pruned.state.items())
+    assert "2:4 KiB" in capsys.readouterr().out
+    card = ["--to", "card", "--out", "card.md", "--test", "exported_net:data"]
+    assert run(["export", "net.safetensors", *card, *names, "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert {Path(item["path"]).name for item in written["written"]} == {"card.md", "card.json"}
+    content = json.loads((user_code / "card.json").read_text())
+    assert 0 <= content["measured"]["accuracy"] <= 100
+    assert content["data"]["shapes"] == {"inputs": [60, 16], "targets": [60]}
+    assert content["run"]["command"].startswith("chita-opt prune")
+    assert content["run"]["options"]["rows"] == 20
+    for wrong in (["--to", "onnx", "--out", "x.onnx"], [*card], ["--to", "csr", "--out", "no/x"]):
+        assert run(["export", "net.safetensors", *wrong]) == 2
+    assert tuple(sorted(EXPORT_NAMES)) == tuple(sorted(FORMATS_OF_EXPORT))
 
 
 def test_fingerprints_tell_data_apart() -> None:

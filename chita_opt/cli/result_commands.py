@@ -56,6 +56,35 @@ def report(
     return run_report([*result, *tables, *logs], out)
 
 
+@app.command(epilog=EXIT_CODES)
+@click.argument("result", type=existing)
+@click.option("--to", required=True, type=click.Choice(o.EXPORT_NAMES), help="Format.")
+@click.option("--out", required=True, type=writable, help="File to write.")
+@click.option("--model", metavar="MODULE:FUNCTION", help="Returns the model; for onnx and --test.")
+@click.option("--data", metavar="MODULE:FUNCTION", help="Returns the data: example, fingerprint.")
+@click.option("--test", metavar="MODULE:FUNCTION", help="Returns (x, y); accuracy for the card.")
+@o.json_option
+def export(
+    result: Path,
+    to: str,
+    out: Path,
+    model: str | None,
+    data: str | None,
+    test: str | None,
+    as_json: bool,
+) -> int:
+    """Write the pruned network in RESULT in another form, and print what it takes in each.
+
+    RESULT is what prune --out or export wrote. safetensors and torch hold a state dict and masks;
+    bitmap, csr, 2:4 and darb the kept weights and their places; card is a model card, as JSON and
+    as Markdown beside each other.
+    """
+    from chita_opt.cli.exporting import run_export
+
+    code = {"model": model, "data": data, "test": test}
+    return run_export(result, to, out, code, as_json)
+
+
 @app.group()
 def plot() -> None:
     """Draw pictures (.png) of masks and of tables."""

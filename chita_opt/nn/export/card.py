@@ -98,7 +98,8 @@ def model_card(
     report = _report(weights.metadata)
     rows = layer_sizes(weights)
     notes = dict(report.get("notes", {}))
-    run = notes.pop("run", None) or {"recorded": "nothing: the source holds no report of a run"}
+    run = {**report.get("run", {}), **notes.pop("run", {})}
+    run = run or {"recorded": "nothing: the source holds no report of a run"}
     shares = {row["name"]: row.get("gap_share") for row in report.get("layers", [])}
     known = data if data is not None else report.get("data")
     content = {
