@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from chita_opt.nn import (
     prune,
     select_layers,
 )
+from chita_opt.nn.export import export, restore_
 
 Data = tuple[Tensor, Tensor]
 
@@ -131,10 +133,13 @@ def test_from_weights_to_a_verified_certificate(name: str, tmp_path: Any) -> Non
     left = [item["name"] for item in result.report()["left_alone"]]
     assert {*left, *result.layer_map.names} == {name for name, _ in net.named_parameters()}
     assert ("left alone: " in result.summary) == bool(left)
-    changed = result.apply_(make())
+    changed, reloaded = result.apply_(copy.deepcopy(net)).eval(), make().eval()
+    masks = restore_(reloaded, export(result, tmp_path / "net.csr", format="csr", model=net).path)
     for item in result.layer_map:
         parameter = result.layer_map.parameter(changed, item)
         assert torch.equal(parameter != 0, result.masks[item.name])
+        assert torch.equal(masks[item.name], result.masks[item.name])
+    assert torch.equal(reloaded(x), changed(x))
 
 
 @pytest.mark.parametrize("name", ["LeNet5", "Mixed", "transformer"])
