@@ -145,6 +145,24 @@ def test_a_proof_of_other_weights_is_called_so(files: Path, tmp_path: Path) -> N
     assert "recomputed by numpy" not in text
 
 
+def test_a_proof_that_cannot_be_compared_says_so(files: Path, tmp_path: Path) -> None:
+    saved = load_weights(files / "pruned.safetensors")
+    net = MLPNet((12, 8, 4), seed=0)
+    net.load_state_dict(saved.state)
+    save_weights(tmp_path / "bare.safetensors", net, masks=saved.masks)  # no report, no order
+    text = page(tmp_path, tmp_path / "bare.safetensors", files / "certificate.safetensors")
+    assert "cannot be told" in text and "perhaps not of these weights" in text
+
+
+def test_half_precision_is_compared_by_value_or_mask(files: Path, tmp_path: Path) -> None:
+    saved = load_weights(files / "pruned.safetensors")
+    net = MLPNet((12, 8, 4), seed=0).bfloat16()
+    path = tmp_path / "half.safetensors"
+    save_weights(path, net, masks=saved.masks, metadata=saved.metadata)
+    text = page(tmp_path, path, files / "certificate.safetensors")
+    assert "the values could not be compared" in text
+
+
 def test_a_claim_better_than_the_proof_is_named(files: Path, tmp_path: Path) -> None:
     report = json.dumps({"upper": 1e-9, "lower": 1e-9, "gap": 0.0, "method": "mine"})
     (tmp_path / "claims.json").write_text(report)

@@ -41,9 +41,10 @@ class Check:
         What numpy recomputed; None if the proof was refused.
     reason : str
         Why it was refused.
-    weights : {"", "equal", "mask", "other"}
+    weights : {"", "equal", "mask", "other", "unknown"}
         Whether the weights that it is about are those of the given network, only their mask is
-        (their values could not be compared), or they are others; "" where none were given.
+        (their values could not be compared), they are others, or it cannot be told; "" where no
+        network was given.
     """
 
     source: Source
@@ -109,7 +110,7 @@ def _compare(network: Network, w: Array | None) -> str:
     rows = network.notes.get("layers") or []
     names = [row["name"] for row in rows if row["name"] in network.masks]
     if w is None or len(names) != len(rows) or not names:
-        return ""
+        return "unknown"
     mask = np.concatenate([network.masks[name].ravel() for name in names])
     if not np.array_equal(mask, w != 0.0):
         return "other"

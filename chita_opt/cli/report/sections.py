@@ -132,12 +132,10 @@ def _histories(inputs: Inputs, checks: Sequence[Check]) -> list[tuple[str, Any]]
 def _settings(notes: Report) -> Iterator[tuple[str, str]]:
     """What was asked for, how the curvature was measured, the data's digest, and versions."""
     measured, run = notes.get("notes") or {}, notes.get("run") or {}
-    known = {
-        name: value for name, value in measured.items() if isinstance(value, str | int | float)
-    }
+    plain = {name: v for name, v in measured.items() if isinstance(v, str | int | float)}
+    known: dict[str, Any] = plain | {"chita_opt": notes.get("version")}
     known |= {name: notes[name] for name in _SETTINGS if notes.get(name) is not None}
     known |= {f"data, {name}": value for name, value in (notes.get("data") or {}).items()}
-    known |= {"chita_opt": notes.get("version")}
     known |= (measured.get("run") or {}).get("versions") or {}
     known |= run.get("versions") or {}
     yield from _written(known)

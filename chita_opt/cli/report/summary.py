@@ -77,6 +77,8 @@ def _proof(checks: Sequence[Check], best: Check | None) -> Tile:
         return Tile("Proof", "refused", "; ".join(c.source.name for c in refused), "bad")
     if best is not None:
         note = f"{best.source.name} checked again for this page, {best.method}"
+        if best.weights == "unknown":
+            return Tile("Proof", "verified", f"{note}; perhaps not of these weights", "warn")
         return Tile("Proof", "verified", note, "good")
     if checks:
         return Tile("Proof", "of other weights", "verified, but not about these weights", "bad")
