@@ -298,6 +298,11 @@ def test_a_large_mask_is_drawn_as_shares(shape: tuple[int, int], rng: np.random.
     assert drawn.part is not None and pixels(drawn.part).any()
 
 
+def test_a_convolution_is_drawn_by_channel(rng: np.random.Generator) -> None:
+    mask = rng.random((4, 3, 2, 2)) < 0.5
+    assert np.array_equal(pixels(picture_mask("conv", mask).whole) == 255, mask.reshape(4, 12))
+
+
 def test_an_empty_mask_is_drawn() -> None:
     assert not pixels(picture_mask("layer", np.zeros((3, 5), dtype=bool)).whole).any()
 

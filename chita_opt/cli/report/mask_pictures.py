@@ -59,7 +59,8 @@ class MaskPictures:
 
 
 def picture_mask(name: str, mask: Array) -> MaskPictures:
-    """Pictures of a (rows, columns) mask; a row is an output, a column an input."""
+    """Pictures of a mask; a row is an output, a column an input (and place in a kernel)."""
+    mask = mask.reshape(len(mask) if mask.ndim > 1 else 1, -1)
     rows, columns = mask.shape
     density, down, across = _density(mask)
     note = _whole_note(mask, down, across, float(density.max()))

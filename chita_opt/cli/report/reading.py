@@ -54,7 +54,7 @@ class Network:
     source : Source
         The file.
     masks : dict of str to ndarray
-        (rows, columns) bool by parameter; true where a weight is kept.
+        Bool arrays of the parameters' shapes; true where a weight is kept.
     notes : Mapping
         The report in its header; empty where there is none.
     """
@@ -165,7 +165,7 @@ def _network(path: Path, header: Mapping[str, str]) -> Network:
     if not isinstance(notes, dict):
         raise DataError(f"{path}: the report in its header is no JSON object")
     source = _source(path, "pruned weights and masks")
-    return Network(source, {name: _as_matrix(mask) for name, mask in masks.items()}, notes)
+    return Network(source, {name: mask.astype(bool) for name, mask in masks.items()}, notes)
 
 
 def _darb_network(path: Path) -> Network:
@@ -173,10 +173,6 @@ def _darb_network(path: Path) -> Network:
 
     masks = {pattern.name: pattern.mask for pattern in read_patterns(path)}
     return Network(_source(path, "block-regular weights"), masks, {})
-
-
-def _as_matrix(mask: Array) -> Array:
-    return mask.astype(bool).reshape(len(mask) if mask.ndim > 1 else 1, -1)
 
 
 def _json(path: Path) -> Report:
