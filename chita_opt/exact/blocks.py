@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, SharedRows
 from chita_opt.errors import ProblemError
 from chita_opt.exact.budget_split import best_counts
+from chita_opt.exact.engines import ParallelEngine
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path import PathSolver
 from chita_opt.exact.path_checkpoint import PathCheckpoint
@@ -98,7 +100,12 @@ class Coupling:
         return lower, upper, low, high
 
 
-def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> TreeResult:
+def solve_blocks(
+    problem: Problem,
+    *,
+    options: TreeOptions | None = None,
+    engine: ParallelEngine | None = None,
+) -> TreeResult:
     """Solve a problem of blocks exactly, block by block, with exact coupling.
 
     The default heuristic finds first weights; every block gets a bound for every count; then the
@@ -111,6 +118,9 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
         without a total.
     options : TreeOptions, optional
         Gap and limits of the whole, and as for :func:`k_path` proof, checkpoint and resume.
+    engine : ParallelEngine, optional
+        Where the blocks' first bounds are computed; here by default. The result does not depend
+        on it unless a time limit ends the work.
 
     Raises
     ------
@@ -129,9 +139,7 @@ def solve_blocks(problem: Problem, *, options: TreeOptions | None = None) -> Tre
     status, root = Status.OPTIMAL, None
     try:
         _first_weights(problem, blocks, paths, clock)
-        for path in paths:
-            _first_bounds(path, options, clock)
-            checkpoint.save()
+        _first_bounds(paths, options, clock, checkpoint, engine or ParallelEngine())
         root = coupling.bounds()[0]
         status = _refine(coupling, options, clock, checkpoint)
     except KeyboardInterrupt:
@@ -172,18 +180,42 @@ def _first_weights(
         raise KeyboardInterrupt
 
 
-def _first_bounds(path: PathSolver, options: TreeOptions, clock: Clock) -> None:
-    """A root bound and heuristic weights for every count, the largest first."""
+def _first_bounds(
+    paths: list[PathSolver],
+    options: TreeOptions,
+    clock: Clock,
+    checkpoint: PathCheckpoint,
+    engine: ParallelEngine,
+) -> None:
+    """A root bound and heuristic weights for every count of every block, within half of the time.
+
+    Each block has an even share of it, so that none is left without a bound.
+    """
+
+    def keep(block: int, path: PathSolver) -> None:
+        paths[block] = path
+        checkpoint.save()
+
+    seconds = clock.remaining
+    if seconds is not None:
+        seconds *= 0.5 / -(-len(paths) // engine.workers)
+    quick = replace(
+        options, node_limit=1, workers=1, time_limit=seconds, checkpoint=None, resume=False,
+        log=None,
+    )  # fmt: skip
+    engine.map(partial(_bounded, quick), paths, on_result=keep)
+
+
+def _bounded(options: TreeOptions, path: PathSolver) -> PathSolver:
+    """The path with a bound for every count that has none, the largest first."""
+    clock = Clock(options.time_limit)
     for i in range(len(path.ks) - 1, -1, -1):
         if clock.expired:
-            return
+            break
         if i not in path.tried:
-            quick = replace(
-                options, node_limit=1, workers=1, time_limit=clock.remaining, checkpoint=None,
-                resume=False, log=None,
-            )  # fmt: skip
-            if path.solve(i, quick) is Status.INTERRUPTED:
+            if path.solve(i, replace(options, time_limit=clock.remaining)) is Status.INTERRUPTED:
                 raise KeyboardInterrupt
+    return path
 
 
 def _refine(

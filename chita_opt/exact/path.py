@@ -1,4 +1,4 @@
-r"""Values and bounds for every number of kept weights, in one warm-started run.
+r"""Values and bounds for every number of kept weights, in one run.
 
 :math:`\phi(k)=\min\{f(w):\mathrm{supp}(w)\in\mathcal S,\ \|w\|_0\le k\}` falls with k, so a bound
 for k also bounds every smaller count, and a solution for k serves every larger one. The penalised
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from chita_opt.errors import ProblemError
 from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.branch_and_bound import Tree
-from chita_opt.exact.node import Node, root_node
+from chita_opt.exact.node import root_node
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path_checkpoint import PathCheckpoint
 from chita_opt.exact.proof_log import ProofLog
@@ -113,23 +113,24 @@ class PathSolver:
         self.nodes = 0
         self.proofs: dict[int, TreeProof] = {}
         self.tried: set[int] = set()
-        self._warm: Node | None = None
 
     def at(self, i: int) -> Problem:
         """The problem of count ``ks[i]``."""
         return self.problem.with_supports(Budget.nested(self.base, int(self.ks[i])))
 
     def solve(self, i: int, options: TreeOptions, *, ascent: AscentOptions | None = None) -> Status:
-        """Run the tree for count ``ks[i]`` from the nearest weights and the last root."""
+        """Run the tree for count ``ks[i]`` from the nearest weights.
+
+        The last count's root is no good start: its point lies at the boundary of the split's cone,
+        where ascents end early; weak roots then cost a thousand nodes where a cold one costs one.
+        """
         problem = self.at(i)
         start = self._start(i, problem)
         with threadpool_limits(limits=1, user_api="blas"):
-            warm = self._warm if ascent is None else None  # near the boundary: quick, not close
-            tree = Tree(problem, options, start, quadratic=self.quadratic, warm=warm, ascent=ascent)
+            tree = Tree(problem, options, start, quadratic=self.quadratic, ascent=ascent)
             found = tree.run()
         self.nodes += found.nodes
         self.tried.add(i)
-        self._warm = tree.search.root_point or self._warm
         self.learn(i, found.lower, found.solution)
         if isinstance(found.proof, TreeProof):
             known = self.proofs.get(i)
@@ -163,7 +164,10 @@ class PathSolver:
             if other < value:
                 w, value = trimmed, other
         if not np.isfinite(value):
-            return None
+            every = np.ones(problem.p, dtype=bool)
+            if not problem.supports.contains(torch.from_numpy(every)):
+                return None
+            w = self.quadratic.solve(np.flatnonzero(every))[0]
         return Solution(problem, torch.from_numpy(w), "path", Status.FEASIBLE)
 
     def learn(self, i: int, lower: float, solution: Solution) -> None:
