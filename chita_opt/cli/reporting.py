@@ -9,7 +9,7 @@ import click
 from jinja2 import TemplateError
 
 from chita_opt.cli import OK, REFUSED
-from chita_opt.cli.report.checks import MALFORMED, Check, check_proofs
+from chita_opt.cli.report.checks import MALFORMED, check_proofs
 from chita_opt.cli.report.page import render_page
 from chita_opt.cli.report.reading import Inputs, read_inputs
 from chita_opt.cli.report.sections import Page, build_page
@@ -22,26 +22,24 @@ def run_report(paths: Sequence[Path], out: Path | None) -> int:
     """Write the page; the exit code says whether every proof that was given holds."""
     out = Path(f"{paths[0].stem}.html") if out is None else out
     check_folders(out)
+    inputs = read_inputs(paths)
     with stages() as shown:
-        shown.begin("reading")
-        inputs = read_inputs(paths)
         shown.begin("checking proofs")
-        checks = check_proofs(inputs)
-        shown.begin("drawing")
-        page, text = _written(inputs, checks)
+        page, text = _written(inputs)
     write_atomically(out, text.encode())
-    refused = [check for check in checks if check.found is None]
+    refused = [check for check in page.checks if check.found is None]
     for check in refused:
         click.echo(f"refused: {check.reason}", err=True)
     for warning in page.warnings:
         click.echo(f"warning: {warning}", err=True)
-    held = f"{len(checks) - len(refused)} of {len(checks)} proofs hold"
-    click.echo(f"wrote {out}: {held if checks else 'no proof was given'}")
+    count = len(page.checks)
+    held = f"{count - len(refused)} of {count} proofs hold" if count else "no proof was given"
+    click.echo(f"wrote {out}: {held}")
     click.echo(SCOPE_SENTENCE)
     return REFUSED if refused else OK
 
 
-def _written(inputs: Inputs, checks: Sequence[Check]) -> tuple[Page, str]:
+def _written(inputs: Inputs) -> tuple[Page, str]:
     """The page and its HTML.
 
     Raises
@@ -50,7 +48,7 @@ def _written(inputs: Inputs, checks: Sequence[Check]) -> tuple[Page, str]:
         If a report does not have the shape of one.
     """
     try:
-        page = build_page(inputs, checks)
+        page = build_page(inputs, check_proofs(inputs))
         return page, render_page(page)
     except (*MALFORMED, TemplateError) as error:
         if isinstance(error, ChitaError):

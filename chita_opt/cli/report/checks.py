@@ -86,11 +86,11 @@ def _check(source: Source, problems: Sequence[Path], network: Network | None) ->
         arrays, claims = read_sealed(source.path)
         alone = any(name.startswith("problem.") for name in arrays)
         found = verify(source.path) if alone else _with_problem(source.path, problems)
-        same = "" if network is None else _compare(network, arrays.get("solution.w"))
     except (CertificateError, *MALFORMED) as error:
         told = isinstance(error, CertificateError)
         reason = str(error) if told else f"the file is malformed: {error!r}"
         return Check(source, claims, None, reason.replace(str(source.path), source.name))
+    same = "" if network is None else _compare(network, arrays.get("solution.w"))
     return Check(source, claims, found, weights=same)
 
 
