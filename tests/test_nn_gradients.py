@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -179,6 +180,20 @@ def test_tied_weights() -> None:
     assert_plain(result, net, cross_entropy, x, y, layers)
 
 
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_module_under_two_names(biases: bool) -> None:
+    """It is left as it was: torch's own tying would leave plain tensors in it."""
+    shared = nn.Linear(6, 6)
+    net = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3))
+    x, y, before = torch.randn(12, 6), classes(12), copy.deepcopy(net.state_dict())
+    layers = select_layers(net, biases=biases)
+    for _ in range(2):
+        result = gradient_rows(net, cross_entropy, (x, y), layers, RowChoice(rows=6, batch_size=2))
+        assert_plain(result, net, cross_entropy, x, y, layers)
+    assert [type(p) for p in net.parameters()] == [nn.Parameter] * 4
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_norm_parameters_and_frozen_layers() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
     x, y = torch.randn(8, 2, 5, 5), classes(8)
@@ -252,6 +267,31 @@ def test_rows_into_memory_that_is_there() -> None:
     assert_plain(second, net, cross_entropy, *rest, layers)
     with pytest.raises(DataError, match="give a contiguous"):
         gradient_rows(net, cross_entropy, rest, layers, choice, out=first.A)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+@pytest.mark.parametrize("kind", ["linear", "wide", "conv", "tied"])
+def test_rows_of_some_weights(kind: str, share: float) -> None:
+    """The same numbers as in the rows of all weights, by every engine."""
+    shared = nn.Linear(6, 6)
+    nets: dict[str, nn.Module] = {
+        "linear": mlp(),
+        "wide": mlp((6, 60, 3)),
+        "conv": nn.Sequential(
+            nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+        ),
+        "tied": nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3)),
+    }  # fmt: skip
+    net, data = nets[kind], (torch.randn(28, 6), classes(28))
+    layers = select_layers(net, biases=True)
+    drawn = torch.rand(layers.size, generator=torch.Generator().manual_seed(0)) < share
+    columns = drawn.nonzero().squeeze(1)
+    for m in (1, 4):
+        choice = RowChoice(rows=7, batch_size=m)
+        every = gradient_rows(net, cross_entropy, data, layers, choice)
+        some = gradient_rows(net, cross_entropy, data, layers, choice, columns=columns)
+        assert some.A.shape == (7, len(columns)) and some.path == every.path
+        assert torch.allclose(some.A, every.A[:, columns], rtol=1e-5, atol=1e-7)
 
 
 def test_a_model_whose_output_is_no_tensor() -> None:

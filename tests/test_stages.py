@@ -306,6 +306,38 @@ def test_blocks_refuse_a_linear_term() -> None:
         run(method="blocks")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"sparsity": 0.95}, {"scope": "layer"}, {"support": "2:4"}, {"support": "blocks:4x4"},
+     {"first_order": 0.0}, {"sparsity": 0.5, "support": "2:4"}, {"ridge_unit": "mean_diagonal"}],
+)  # fmt: skip
+def test_what_is_pruned_for_good_changes_nothing(change: dict[str, Any]) -> None:
+    """Problems over the live weights alone and over all have the same answers."""
+    if change.get("support") == "2:4" and "sparsity" not in change:
+        change = change | {"sparsity": None}
+    alone, every = (
+        run(method=Refit(exact=True), **change),
+        run(method=Spy(Refit(exact=True)), **change),
+    )
+    assert torch.equal(alone.w != 0, every.w != 0)
+    assert torch.allclose(alone.w, every.w, rtol=1e-4, atol=1e-6)
+    assert [r.kept for r in alone.stages] == [r.kept for r in every.stages]
+
+
+def test_ctrl_c_over_live_weights_keeps_an_answer_that_fits() -> None:
+    @dataclass(frozen=True)
+    class Stopped(Refit):
+        def __call__(self, state: StageState) -> StageAnswer:
+            if state.stage == 2:
+                assert state.live is not None and state.problem.p == len(state.live) < 128
+                raise KeyboardInterrupt
+            return super().__call__(state)
+
+    found = run(method=Stopped())
+    assert found.status is Status.INTERRUPTED and int((found.w != 0).sum()) == 32
+    assert "solved again" in found.notes["cut_short"]
+
+
 def test_layer_scaling_is_by_the_live_weights() -> None:
     layers = select_layers(net())
     w = torch.zeros(128, dtype=torch.float64)

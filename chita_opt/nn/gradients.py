@@ -66,6 +66,7 @@ def gradient_rows(
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> GradientRows:
     r"""Compute gradients of the loss by the selected weights, one row per mini-batch.
 
@@ -97,6 +98,8 @@ def gradient_rows(
     out : Tensor, optional
         Memory for the result, (p, n) float32 on the model's device, such as ``At`` of earlier rows
         that are no longer needed: fresh memory costs as much time as a good part of the rows.
+    columns : Tensor, optional
+        (s,) sorted int64, the weights whose gradients are wanted; p is s then. All by default.
 
     Returns
     -------
@@ -121,8 +124,9 @@ def gradient_rows(
     precision a ReLU at its kink may differ), and used only if it agrees to 1e-5 of the largest
     entry of each layer.
     """
-    with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
-        p, n = layer_map.size, computation.source.rows
+    inputs = (model, loss_fn, data, layer_map, choice)
+    with RowComputation.prepared(*inputs, columns) as computation:
+        p, n = layer_map.size if columns is None else len(columns), computation.source.rows
         chunk = computation.chunk(memory_limit, held=4 * n * p)
         rows_t = _result(out, p, n, computation.device)
         for start, count in computation.chunks(chunk):

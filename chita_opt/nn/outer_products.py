@@ -157,10 +157,19 @@ class OuterProducts:
             left, right = delta[:, 0].t().contiguous(), x[:, 0].t().contiguous()
             torch.mul(left[:, None], right[None], out=block.unflatten(0, (len(left), -1)))
         else:
-            self._write_products(module, x, delta, block)
+            self._write_products(module, x, delta, block, item.size)
 
-    def _write_products(self, module: nn.Module, x: Tensor, delta: Tensor, block: Tensor) -> None:
-        weights, rows = block.shape
+    def _write_products(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        delta: Tensor,
+        block: Tensor,
+        weights: int,
+        chosen: Tensor | None = None,
+    ) -> None:
+        """Write products (rows, weights), or those of the chosen weights, as columns."""
+        rows = block.shape[1]
         if isinstance(module, nn.Linear):
             product = _linear_factors
             step = max(16, _SCRATCH_BYTES // (4 * weights))  # 16: a cache line of each column
@@ -180,7 +189,9 @@ class OuterProducts:
             shape = (len(left), left.shape[1], right.shape[2])
             made = self._scratch[: math.prod(shape)].view(shape)
             torch.bmm(left, right, out=made)
-            block[:, part].copy_(made.view(-1, weights).t())
+            made = made.view(-1, weights)
+            made = made if chosen is None else made.index_select(1, chosen)
+            block[:, part].copy_(made.t())
 
 
 def _linear_factors(module: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:

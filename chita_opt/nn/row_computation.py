@@ -15,9 +15,10 @@ from chita_opt.errors import DataError, MemoryLimitError
 from chita_opt.nn.engine_choice import PROBE_ROWS, choose_engine
 from chita_opt.nn.evaluation import evaluating, full_precision, model_device
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.outer_products import NotApplicable
+from chita_opt.nn.outer_products import NotApplicable, OuterProducts
 from chita_opt.nn.row_engines import Engine, LoopRows, Loss, RowLoss
 from chita_opt.nn.sampling import Batch, RowChoice, RowSource, open_rows
+from chita_opt.nn.support_rows import SupportRows
 
 _log = logging.getLogger(__name__)
 
@@ -48,15 +49,23 @@ class RowComputation:
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: Loss, layer_map: LayerMap, source: RowSource
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        layer_map: LayerMap,
+        source: RowSource,
+        columns: Tensor | None = None,
     ) -> None:
         self.source, self.device, self._map = source, model_device(model), layer_map
+        self._columns = columns
         self._loss = RowLoss(model, loss_fn, layer_map)
         x, y = (part.to(self.device) for part in source.first(PROBE_ROWS))
         chosen = choose_engine(self._loss, x, y, source.batch_size)
         if chosen.reason:
             _log.info("gradient rows by %s: %s", chosen.make.path, chosen.reason)
         self.engine: Engine = chosen.make(self._loss)
+        if columns is not None and chosen.make is OuterProducts:
+            self.engine = SupportRows(self._loss, columns)
         self.reason, self.row_bytes = chosen.reason, chosen.row_bytes
         self._batch: Batch | None = None
         self._done, self._total, self._fault = 0, 0.0, ""
@@ -64,11 +73,17 @@ class RowComputation:
     @classmethod
     @contextmanager
     def prepared(
-        cls, model: nn.Module, loss_fn: Loss, data: Any, layer_map: LayerMap, choice: RowChoice
+        cls,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Any,
+        layer_map: LayerMap,
+        choice: RowChoice,
+        columns: Tensor | None = None,
     ) -> Iterator[RowComputation]:
         """Put the model in eval mode, open the data, choose the engine."""
         with evaluating(model), full_precision(model_device(model)):
-            yield cls(model, loss_fn, layer_map, open_rows(data, choice))
+            yield cls(model, loss_fn, layer_map, open_rows(data, choice), columns)
 
     @property
     def samples(self) -> int:
@@ -112,16 +127,25 @@ class RowComputation:
         assert self._batch is not None
         x, y = (part.to(self.device) for part in self._batch)
         try:
-            mean = self.engine.rows_(x, y, block)
+            mean = self._rows(x, y, block)
         except NotApplicable as error:  # how often a layer is called depends on the data
             self.engine, self.reason = LoopRows(self._loss), str(error)
-            mean = self.engine.rows_(x, y, block)
+            mean = self._rows(x, y, block)
         first, self._done = self._done, self._done + block.shape[1]
         self._total += mean * block.shape[1]
         if not math.isfinite(mean) and not self._fault:
             self._fault = f"the mean loss of rows {first} to {self._done - 1} is {mean}"
         if progress is not None:
             progress(self._done, self.source.rows)
+
+    def _rows(self, x: Tensor, y: Tensor, block: Tensor) -> float:
+        """Rows of all weights, or of the wanted columns, which only some engines do alone."""
+        if self._columns is None or isinstance(self.engine, SupportRows):
+            return self.engine.rows_(x, y, block)
+        every = block.new_empty(self._map.size, block.shape[1])
+        mean = self.engine.rows_(x, y, every)
+        block.copy_(every.index_select(0, self._columns))
+        return mean
 
     def check(self, rows_t: Tensor, first: int = 0) -> None:
         """Refuse columns (the rows from ``first`` on) or losses that are not finite."""
@@ -135,6 +159,7 @@ class RowComputation:
     def _name_culprit(self, finite: Tensor, first: int) -> None:
         column = int((~finite.all(0)).nonzero()[0])
         weight = int((~finite[:, column]).nonzero()[0])
+        weight = weight if self._columns is None else int(self._columns[weight])
         name = next(item.name for item in self._map if weight < item.stop)
         row = first + column
         raise DataError(

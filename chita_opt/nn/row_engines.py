@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from chita_opt.errors import LayerError
 from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.tensor_call import TensorCall
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -39,7 +40,8 @@ class RowLoss:
     def __init__(self, model: nn.Module, loss_fn: Loss, layer_map: LayerMap) -> None:
         self.model, self.loss_fn, self.layer_map = model, loss_fn, layer_map
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-        #: Name of each slice for ``functional_call``: the first one, which ties its aliases too.
+        self._call = TensorCall(model)
+        #: The first name of each slice's parameter.
         self.keys = [first_names[id(layer_map.parameter(model, item))] for item in layer_map]
         constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.selected = {key: constants.pop(key) for key in self.keys}
@@ -58,7 +60,7 @@ class RowLoss:
 
     def output(self, selected: Mapping[str, Tensor], x: Tensor) -> Any:
         """Return the output of the model."""
-        return functional_call(self.model, {**self.fixed, **selected}, (x,))
+        return self._call({**self.fixed, **selected}, (x,))
 
     def of(self, output: Any, y: Tensor) -> Tensor:
         """Return the mean loss of an output as a scalar tensor."""

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from chita_opt.errors import LayerError
 from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.tensor_call import TensorCall
 
 
 class Trainee:
     """A working copy of a model, whose selected parameters hold what training moves.
 
-    Weights are given to the model for each call (``torch.func.functional_call``), which serves tied
+    Weights are given to the model for each call (:class:`TensorCall`), which serves tied
     parameters and leaves the names of parameters, masks and averages as they are.
 
     Parameters
@@ -42,6 +42,7 @@ class Trainee:
 
     def __init__(self, model: nn.Module, layer_map: LayerMap, power: float = 1.0) -> None:
         self.model, self.layer_map, self.power = copy.deepcopy(model), layer_map, power
+        self._call = TensorCall(self.model)
         self._plain = self.model if power == 1.0 else copy.deepcopy(model)
         recurrent = [item.name for item in layer_map if item.kind == "recurrent"]
         if power != 1.0 and recurrent:
@@ -59,7 +60,7 @@ class Trainee:
             item.name: signed_power(self.layer_map.parameter(self.model, item), self.power)
             for item in self.layer_map
         }
-        output: Tensor = functional_call(self.model, weights, (x,))
+        output: Tensor = self._call(weights, (x,))
         return output
 
     def folded(self) -> nn.Module:

@@ -14,17 +14,19 @@ from chita_opt.errors import MethodError
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.mac_budget import mac_budget
+from chita_opt.nn.provenance import run_record
 from chita_opt.nn.pruning_problem import build_problem
 from chita_opt.nn.stages.block_rounds import BlockRounds
 from chita_opt.nn.stages.checkpoint import Checkpoint, Progress, run_fingerprint
 from chita_opt.nn.stages.options import StageOptions, stage_families
 from chita_opt.nn.stages.result import StagedResult, StageRow
-from chita_opt.nn.stages.state import StageAnswer, StageState, Step
+from chita_opt.nn.stages.state import LiveStep, StageAnswer, StageState, Step
 from chita_opt.nn.stages.steps import Refit, Solve
 from chita_opt.nn.trust.staging import StageTrust
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Status
 from chita_opt.supports import KeepCount, SupportFamily
+from chita_opt.supports.restriction import restrict
 
 LossFunction = Callable[[Any, Any], Tensor]
 _NOTES = ("curvature", "gradient_path", "path_reason")
@@ -125,6 +127,8 @@ def prune_in_stages(
     checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
     run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)
+    asked = {"method": str(method), "sparsity": sparsity, "support": families[-1].name}
+    run.notes["run"] = run_record(options, **asked)
     run.notes["trust"] = trust.report(layer_map.weights(model), run.progress.weights)
     k, p = families[-1].max_count, layer_map.size
     requested = 1.0 - k / p if sparsity is None else float(sparsity)
@@ -165,6 +169,7 @@ class _Run:
         self.progress = Progress(layer_map.weights(model))
         self.notes: dict[str, Any] = {}
         self.problem: Problem | None = None  # of the stage under way, once it is posed
+        self.live: Tensor | None = None  # its weights, where it is not over all of them
         self.buffer: Tensor | None = None  # memory of the gradient rows
 
     def run(self, step: Step, checkpoint: Checkpoint, clock: Clock) -> Status:
@@ -197,10 +202,10 @@ class _Run:
         """Measure, pose, solve and take over; ``place`` is the stage whose family is used."""
         self.options.tell("stage", stage, self.options.stages)
         begin, before = time.perf_counter(), self.progress
-        state = self._posed(stage, place, clock)
+        state = self._posed(stage, place, clock, self._live(step, self.families[place]))
         posed = time.perf_counter()
         answer = step(state)
-        weights = self._checked(answer, state.problem)
+        weights = self._checked(answer, self.families[place])
         row = StageRow(
             stage,
             state.k,
@@ -213,21 +218,38 @@ class _Run:
         )
         self._take(Progress(weights, (*before.rows, row), dict(answer.carry)))
 
-    def _posed(self, stage: int, place: int, clock: Clock) -> StageState:
-        """The problem around the current weights."""
-        own, left = self.options.of_stage(stage), clock.remaining
+    def _live(self, step: Step, family: SupportFamily) -> Tensor | None:
+        """The weights that are not zero, where the step asks for no others."""
+        weights, options = self.progress.weights, self.options
+        plain = options.curvature == "gradients" and options.ridge_unit == "absolute"
+        if not (plain and isinstance(step, LiveStep)) or options.gradient_file is not None:
+            return None
+        if bool((weights != 0).all()) or not bool((weights != 0).any()):
+            return None
+        if not step.stays_live(weights, family, self.layer_map):
+            return None
+        return (weights != 0).nonzero().squeeze(1)
+
+    def _posed(self, stage: int, place: int, clock: Clock, live: Tensor | None) -> StageState:
+        """The problem around the current weights, over those alone that are live if so asked."""
+        own, left, family = self.options.of_stage(stage), clock.remaining, self.families[place]
+        out = self.buffer
+        if live is not None:
+            family = restrict(family, torch.zeros_like(self.progress.weights).bool(), live)
+            out = None if out is None else out[: len(live)]
         network = build_problem(
             self.model,
             self.loss_fn,
             self.data,
             self.layer_map,
-            self.families[place],
+            family,
             own,
-            out=self.buffer,
+            out=out,
+            columns=live,
         )
         self.notes |= {name: network.notes[name] for name in _NOTES}
-        self.problem = network.problem
-        if own.device is None:  # else the rows on the model's device are not at hand
+        self.problem, self.live = network.problem, live
+        if own.device is None and (live is None or out is None):  # else the rows are elsewhere
             self.buffer = network.problem.curvature.arrays()["columns"]
         return StageState(
             stage=place,
@@ -242,14 +264,15 @@ class _Run:
             seed=own.seed,
             time_limit=None if left is None else left / (self.options.stages - place),
             carry=self.progress.carry,
+            live=live,
         )
 
-    def _checked(self, answer: StageAnswer, problem: Problem) -> Tensor:
+    def _checked(self, answer: StageAnswer, family: SupportFamily) -> Tensor:
         """The answer's weights in the parameters' types; refused where the family forbids them."""
-        if not problem.supports.contains((answer.weights != 0).to(problem.device)):
+        if not family.contains(answer.weights != 0):
             raise MethodError(
                 f"the step answered {int((answer.weights != 0).sum())} weights in a pattern "
-                f"outside {problem.supports.name}"
+                f"outside {family.name}"
             )
         self.layer_map.write_(self.model, answer.weights)
         return self.layer_map.weights(self.model)
@@ -265,11 +288,12 @@ class _Run:
         self.notes["cut_short"] = "the weights at hand were pruned by magnitude"
         weights = torch.where(mask, weights, 0.0)
         if self.problem is not None:
-            part = self.problem.separable
-            solver = self.problem.curvature.support_solver(
-                part, mask.to(part.g.device), exact=False
+            part, live = self.problem.separable, self.live
+            place = mask.to(part.g.device) if live is None else mask[live].to(part.g.device)
+            solver = self.problem.curvature.support_solver(part, place, exact=False)
+            weights = (
+                solver.weights if live is None else weights.index_copy(0, live, solver.weights)
             )
-            weights = solver.weights
             self.notes["cut_short"] += " and solved again"
         self._take(Progress(weights, self.progress.rows))
         self.progress = Progress(self.layer_map.weights(self.model), self.progress.rows)

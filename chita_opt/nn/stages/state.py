@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.problem import Problem
+from chita_opt.supports import SupportFamily
 
 Note = str | int | float | bool | None
 
@@ -48,6 +50,10 @@ class StageState:
         Seconds that this stage may take; the weights at hand are then the answer.
     carry : Mapping
         What the step of the stage before asked to be handed on; empty at the first stage.
+    live : Tensor, optional
+        (s,) int64 where the step has asked to do without pruned weights (see
+        :class:`LiveStep`): ``problem`` is then over these weights alone, ``weights``, ``mask`` and
+        the answer over all.
     """
 
     stage: int
@@ -62,6 +68,7 @@ class StageState:
     seed: int
     time_limit: float | None = None
     carry: Mapping[str, Note] = field(default_factory=dict)
+    live: Tensor | None = None
 
     @property
     def k(self) -> int:
@@ -71,22 +78,28 @@ class StageState:
     @property
     def sparsity(self) -> float:
         """Share of weights that this stage removes at least."""
-        return 1.0 - self.k / self.problem.p
+        return 1.0 - self.k / self.layer_map.size
 
     @property
     def weights(self) -> Tensor:
         """The current weights, (p,) float64."""
-        return self.problem.w_bar
+        return self.problem.w_bar if self.live is None else self.embedded(self.problem.w_bar)
 
     @property
     def mask(self) -> Tensor:
         """The current support, (p,) bool."""
-        return self.problem.w_bar != 0
+        return self.weights != 0
 
     @property
     def is_last(self) -> bool:
         """Whether no stage follows."""
         return self.stage == self.stages - 1
+
+    def embedded(self, values: Tensor) -> Tensor:
+        """Values over the problem's weights as a vector over all, zero elsewhere."""
+        if self.live is None:
+            return values
+        return values.new_zeros(self.layer_map.size).index_copy(0, self.live, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +122,17 @@ class StageAnswer:
     carry: Mapping[str, Note] = field(default_factory=dict)
 
 
+@runtime_checkable
+class LiveStep(Protocol):
+    """A step that may do without the gradients of pruned weights, and then saves their cost."""
+
+    def stays_live(self, weights: Tensor, supports: SupportFamily, layer_map: LayerMap) -> bool:
+        """Whether the step's support will lie among the weights that are not zero."""
+        ...
+
+
 Step = Callable[[StageState], StageAnswer]
 """Solves one stage. A saved run is continued only with the same step, which is told by its
 ``repr`` where it is a dataclass (hide data from it by ``field(repr=False)``), else by its name."""
 
-__all__ = ["Note", "StageAnswer", "StageState", "Step"]
+__all__ = ["LiveStep", "Note", "StageAnswer", "StageState", "Step"]

@@ -12,6 +12,7 @@ from chita_opt.heuristics import METHODS, solve
 from chita_opt.heuristics.magnitude import one_step_point
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.stages.state import StageAnswer, StageState
+from chita_opt.supports import SupportFamily
 
 _TIE = 1e-12  # of the largest magnitude, times the share of the largest gradient
 
@@ -51,23 +52,36 @@ class Refit:
     def __call__(self, state: StageState) -> StageAnswer:
         """Solve one stage."""
         problem = state.problem
-        mask = problem.supports.best_support(self.scores(state).square())
+        scores = self.scores(state)
+        scores = scores if state.live is None else scores[state.live]
+        mask = problem.supports.best_support(scores.square())
         solver = problem.curvature.support_solver(problem.separable, mask, exact=self.exact)
-        return StageAnswer(solver.weights, {"objective": solver.value})
+        return StageAnswer(state.embedded(solver.weights), {"objective": solver.value})
+
+    def stays_live(self, weights: Tensor, supports: SupportFamily, layer_map: LayerMap) -> bool:
+        """Whether magnitude alone decides, and among weights that are not zero."""
+        if self.score != "magnitude":
+            return False
+        scores = self._scaled(weights.abs(), weights, supports.max_count, layer_map)
+        return not bool((supports.best_support(scores.square()) & (weights == 0)).any())
 
     def scores(self, state: StageState) -> Tensor:
         """The score of every weight, (p,) float64."""
-        problem = state.problem
+        problem, weights = state.problem, state.weights
         if self.score == "step":
             scores = one_step_point(problem).abs()
         else:
-            scores = problem.w_bar.abs()
+            scores = weights.abs()
             steepest = float(problem.g.abs().max())
             if steepest > 0.0:
-                scores = scores + _TIE * float(scores.max()) / steepest * problem.g.abs()
-        if state.sparsity <= self.above:
+                g = state.embedded(problem.g)
+                scores = scores + _TIE * float(scores.max()) / steepest * g.abs()
+        return self._scaled(scores, weights, state.k, state.layer_map)
+
+    def _scaled(self, scores: Tensor, weights: Tensor, k: int, layer_map: LayerMap) -> Tensor:
+        if 1.0 - k / layer_map.size <= self.above:
             return scores
-        return layer_scaled(scores, problem.w_bar, state.layer_map, self.layer_power)
+        return layer_scaled(scores, weights, layer_map, self.layer_power)
 
 
 def layer_scaled(scores: Tensor, weights: Tensor, layers: LayerMap, power: float) -> Tensor:

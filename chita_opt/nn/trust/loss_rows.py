@@ -16,8 +16,8 @@ from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.outer_products import NotApplicable
 from chita_opt.nn.row_engines import RowLoss
 from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
+from chita_opt.nn.support_rows import SupportRows
 from chita_opt.nn.trust.expansion import Expansion
-from chita_opt.nn.trust.support_rows import SupportRows
 
 _CHUNK = 8192  # samples in one pass
 

@@ -1,4 +1,4 @@
-"""Gradient rows of a few weights: what a refit on a sparse support needs, and no more."""
+"""Gradient rows of some weights: what a refit on a sparse support needs, and no more."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from chita_opt.nn.row_engines import RowLoss
 
 _SAMPLES = 1 << 15  # of one weight's products that are made at a time, times some weights
 _WEIGHTS = 64
+_DENSE = 0.04  # of a layer; beyond it all its products are made, and the others dropped
 
 
 class SupportRows(OuterProducts):
     r"""Rows of the weights at ``index`` alone, (len(index), rows).
 
-    A weight of a linear layer costs one product :math:`\delta_{sr}x_{sc}` a sample; other layers
-    compute all their weights' rows and drop the others.
+    A weight of a linear layer costs one product :math:`\delta_{sr}x_{sc}` a sample. Other layers,
+    and linear ones of which much is wanted, compute all their weights' rows and drop the others.
 
     Parameters
     ----------
@@ -48,10 +49,16 @@ class SupportRows(OuterProducts):
     def _write(self, item: LayerSlice, delta: Tensor, block: Tensor) -> None:
         chosen = self._index[self._places[item.name]] - item.start
         x = self._inputs[item.module_name]
-        linear = isinstance(self._modules[item.module_name], nn.Linear) and x.ndim == 2
+        module = self._modules[item.module_name]
+        linear = isinstance(module, nn.Linear) and x.ndim == 2 and item.kind != "bias"
         if not len(chosen):
             return
-        if not linear or item.kind == "bias":
+        if linear and len(chosen) > _DENSE * item.size:
+            rows = block.shape[1]
+            factors = x.unflatten(0, (rows, -1)), delta.unflatten(0, (rows, -1))
+            self._write_products(module, *factors, block, item.size, chosen)
+            return
+        if not linear:
             every = block.new_empty(item.size, block.shape[1])
             super()._write(item, delta, every)
             block.copy_(every[chosen])
