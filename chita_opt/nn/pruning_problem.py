@@ -146,8 +146,13 @@ def build_problem(
     options: PruneOptions,
     *,
     out: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> NetworkProblem:
-    """Measure the curvature and put the problem together; ``out`` is memory for gradient rows."""
+    """Measure the curvature and put the problem together.
+
+    ``out`` is memory for gradient rows. With ``columns`` the problem is over these weights alone,
+    as is ``supports``; the others stay as they are (curvature "gradients" in memory only).
+    """
     if options.curvature == "inputs":
         return _from_inputs(model, data, layer_map, supports, options)
     if loss_fn is None:
@@ -159,6 +164,7 @@ def build_problem(
         seed=options.seed if by_number(data) else None,
     )
     w_bar, gradient, alpha = layer_map.weights(model), None, options.alpha
+    w_bar = w_bar if columns is None else w_bar[columns]
     if options.curvature == "sampled":
         limit, seed = options.memory_limit, options.seed
         sampled = sampled_rows(
@@ -167,7 +173,9 @@ def build_problem(
         found, gradient, alpha = sampled.rows, sampled.gradient, 0.0
         rows: Tensor | LowRank = found.A
     else:
-        found, rows = _loss_gradients(model, loss_fn, data, layer_map, choice, options, out)
+        found, rows = _loss_gradients(
+            model, loss_fn, data, layer_map, choice, options, out, columns
+        )
     problem = from_gradients(rows, w_bar, ridge=options.ridge, supports=supports, first_order=alpha)
     notes = {
         "curvature": f"{options.rows} {_ROWS[options.curvature]} of {options.batch_size} samples",
@@ -196,6 +204,7 @@ def _loss_gradients(
     choice: RowChoice,
     options: PruneOptions,
     out: Tensor | None,
+    columns: Tensor | None,
 ) -> tuple[GradientRows, Tensor | LowRank]:
     """Gradient rows, and what the problem is made of: themselves, or the curvature of a file."""
     limit, path = options.memory_limit, options.gradient_file
@@ -205,7 +214,9 @@ def _loss_gradients(
 
     inputs = (model, loss_fn, data, layer_map, choice)
     if path is None:
-        found = gradient_rows(*inputs, memory_limit=limit, progress=progress, out=out)
+        found = gradient_rows(
+            *inputs, memory_limit=limit, progress=progress, out=out, columns=columns
+        )
         return found, found.A
     found = gradient_file(*inputs, path=path, memory_limit=limit, progress=progress)
     return found, open_gradients(path, memory_limit=limit)
