@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from chita_opt.certificates.pipeline import (
     run_method,
     share,
 )
+from chita_opt.nn.layer_engine import bound_apart, solve_apart
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.mac_budget import mac_budget
-from chita_opt.nn.provenance import described, versions
+from chita_opt.nn.provenance import run_record
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import NetworkProblem, build_family, build_problem
 from chita_opt.nn.result import LayerReport, PruningResult
@@ -150,7 +151,7 @@ def prune(
     }
     notes = network.notes if guard is not None else {**network.notes, "trust": no_trust}
     asked = {"method": method, "sparsity": sparsity, "support": supports.name}
-    notes = {**notes, "run": {**asked, "options": described(options), "versions": versions()}}
+    notes = {**notes, "run": run_record(options, **asked)}
     keep = _keep_count(supports, sparsity)
     return PruningResult(layer_map, keep, solution, certificate, own, dtypes, seconds, notes, trust)
 
@@ -191,11 +192,19 @@ class _Run:
                 raise
         if len(layers) < len(parts):
             self._finish_quickly(layers)
+        layers = {name: layers[name] for name in parts}
         return _joined(self.network.problem, list(layers.values())), layers
 
     def _solve_parts(self, layers: dict[str, Solution]) -> None:
         """Solve layer by layer into ``layers``, until done or interrupted."""
         parts, budget, begin = self.network.parts, self._method_limit(), self.clock.elapsed
+        if self.options.engine is not None:
+
+            def keep(name: str, found: Solution) -> None:
+                layers[name] = self._rounded(found, (name,))
+                self.options.tell("solve", len(layers), len(parts))
+
+            return solve_apart(parts, self.effort, budget, self.options.engine, keep)
         for done, (name, problem) in enumerate(parts.items()):
             self.options.tell("solve", done, len(parts))
             # each layer gets its part, by weights, of what the layers before it have left
@@ -233,6 +242,10 @@ class _Run:
         if not layers:
             self.options.tell("bound", 0, 0)
             return certify_within(solution, self.effort, less(self.clock.remaining, self.reserve))
+        if self.options.engine is not None and solution.status is not Status.INTERRUPTED:
+            limit = less(self.clock.remaining, self.reserve)
+            bounds = bound_apart(layers, self.effort, limit, self.options.engine)
+            own |= {name: certify(layers[name], bound=bound) for name, bound in bounds.items()}
         for name, found in layers.items():
             if name in own:
                 continue
@@ -245,7 +258,8 @@ class _Run:
             own[name] = certify_within(found, self.effort, limit)
             if own[name].solution.status is Status.INTERRUPTED:
                 solution = replace(solution, status=Status.INTERRUPTED)
-        bound = _joined_bound(self.network.problem, [c.bound for c in own.values()])
+        parts = [own[name] for name in layers]
+        bound = _joined_bound(self.network.problem, [c.bound for c in parts], layers.values())
         return certify(solution, bound=bound)
 
     def transferred(
@@ -299,11 +313,14 @@ def _joined(problem: Problem, solutions: list[Solution]) -> Solution:
     return Solution(problem, w, solutions[0].method, status, seconds, stats=stats)
 
 
-def _joined_bound(problem: Problem, bounds: list[Bound]) -> Bound:
+def _joined_bound(problem: Problem, bounds: list[Bound], solutions: Iterable[Solution]) -> Bound:
     """The layers' witnesses put together: the bound is the sum of theirs."""
     witness = torch.cat([b.witness for b in bounds])
-    split = torch.cat([b.split for b in bounds if b.split is not None])
-    whole = split if len(split) == problem.p else None
+    splits = [
+        torch.zeros_like(s.w) if b.split is None else b.split
+        for b, s in zip(bounds, solutions, strict=True)
+    ]
+    whole = None if all(b.split is None for b in bounds) else torch.cat(splits)
     value = dual_point(problem, witness, whole).value
     upper = sum(b.relaxation_upper for b in bounds)
     proof = "dual" if any(b.proof == "dual" for b in bounds) else bounds[0].proof

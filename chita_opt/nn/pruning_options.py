@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 
 from chita_opt.errors import ProblemError
+from chita_opt.exact import ParallelEngine
 from chita_opt.nn.trust.verdict import TrustThresholds
 from chita_opt.supports.budget_splits import Split
 
@@ -82,6 +83,13 @@ class PruneOptions:
     gradient_file : str or path, optional
         Where to write gradient rows that are larger than memory; they are then read from there,
         and ``memory_limit`` is about what is held beside the file.
+    workers : int, optional
+        Processes for layers that are independent of each other (``curvature="inputs"`` or
+        "row_gradients" with a budget for each layer), one thread each; the result is the same to
+        the last bit for any number unless a time limit ends the work. By default they are solved
+        here one after the other, with the threads that torch has.
+    scheduler : str, optional
+        Address of a dask scheduler whose workers take the layers instead.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; total is 0 where it is not known.
     """
@@ -110,6 +118,8 @@ class PruneOptions:
     compete: Literal["doubtful", "always", "never"] | None = None
     trust_thresholds: TrustThresholds = field(default_factory=TrustThresholds)
     gradient_file: str | os.PathLike[str] | None = None
+    workers: int | None = None
+    scheduler: str | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +130,8 @@ class PruneOptions:
             _one_of("compete", self.compete, ("doubtful", "always", "never"))
         if not 0.0 < self.ridge < float("inf"):
             raise ProblemError(f"ridge is {self.ridge}; it must be positive and finite")
+        if self.workers is not None and self.workers < 1:
+            raise ProblemError(f"workers is {self.workers}; give a count >= 1, or None")
         if self.gradient_file is not None and self.curvature != "gradients":
             raise ProblemError(
                 f"gradient_file holds rows of curvature='gradients'; got {self.curvature!r}"
@@ -128,6 +140,13 @@ class PruneOptions:
             raise ProblemError(
                 f"first_order={self.first_order!r} needs gradients; curvature='inputs' has none"
             )
+
+    @property
+    def engine(self) -> ParallelEngine | None:
+        """Where independent layers are solved; None for here, with the threads at hand."""
+        if self.workers is None and self.scheduler is None:
+            return None
+        return ParallelEngine(workers=self.workers or 1, scheduler=self.scheduler)
 
     @property
     def alpha(self) -> float:

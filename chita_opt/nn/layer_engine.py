@@ -1,0 +1,64 @@
+"""Independent layers of a network, solved and bounded on an engine, each with one thread.
+
+Each layer has its part, by weights, of the seconds: a layer that needs less leaves the rest unused,
+so that the limit holds in whatever order and however many at a time the layers are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from chita_opt.bounds import Bound
+from chita_opt.certificates.pipeline import Effort, prove, run_method
+from chita_opt.exact import ParallelEngine
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution
+
+
+def solve_apart(
+    parts: Mapping[str, Problem],
+    effort: Effort,
+    time_limit: float | None,
+    engine: ParallelEngine,
+    keep: Callable[[str, Solution], object],
+) -> None:
+    """Solve every layer and hand each answer to ``keep`` with the layer's name, as they come."""
+    names = list(parts)
+    limits = _limits([parts[name].p for name in names], time_limit)
+    tasks = [(parts[name], effort, limit) for name, limit in zip(names, limits, strict=True)]
+
+    def back(number: int, found: Solution) -> None:
+        weights = found.w.to(parts[names[number]].device)
+        keep(names[number], Solution(
+            parts[names[number]], weights, found.method, found.status, found.seconds, found.trace,
+            found.stats, found.warm,
+        ))  # fmt: skip
+
+    engine.map(_solved, tasks, on_result=back)
+
+
+def bound_apart(
+    layers: Mapping[str, Solution],
+    effort: Effort,
+    time_limit: float | None,
+    engine: ParallelEngine,
+) -> dict[str, Bound]:
+    """A bound for every layer, by its name."""
+    limits = _limits([found.problem.p for found in layers.values()], time_limit)
+    tasks = [(found, effort, own) for found, own in zip(layers.values(), limits, strict=True)]
+    return dict(zip(layers, engine.map(_bounded, tasks), strict=True))
+
+
+def _limits(sizes: list[int], time_limit: float | None) -> list[float | None]:
+    return [None if time_limit is None else time_limit * size / sum(sizes) for size in sizes]
+
+
+def _solved(task: tuple[Problem, Effort, float | None]) -> Solution:
+    return run_method(*task)
+
+
+def _bounded(task: tuple[Solution, Effort, float | None]) -> Bound:
+    return prove(*task)
+
+
+__all__ = ["bound_apart", "solve_apart"]
