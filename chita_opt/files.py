@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from glob import escape
 from pathlib import Path
 
 
@@ -42,10 +43,23 @@ def write_atomically(
         raise
 
 
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what writes of a file left beside it when they were killed; no write may be going on.
+
+    Parameters
+    ----------
+    path : str or path
+        The file that was written; it stays.
+    """
+    target = Path(path)
+    for left in target.parent.glob(f".{escape(target.name)}.*.part"):
+        left.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-__all__ = ["write_atomically"]
+__all__ = ["remove_leftovers", "write_atomically"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chita_opt.files import write_atomically
+from chita_opt.files import remove_leftovers, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -57,3 +57,12 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    file = tmp_path / "a[1].txt"
+    write_atomically(file, b"new")
+    for name in (".a[1].txt.xyz.part", ".a[1].txt.b.part", ".other.txt.xyz.part"):
+        (tmp_path / name).touch()
+    remove_leftovers(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.txt.xyz.part", "a[1].txt"]

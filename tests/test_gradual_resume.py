@@ -196,4 +196,5 @@ def test_a_killed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["same"], report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "run.safetensors"]
     assert {"write", "time"} <= set(report["kills"]), report

@@ -44,6 +44,7 @@ def test_published_values() -> None:
     assert exp[:3] == pytest.approx((0.1, 0.1 + grown / 2, 0.1 + grown * 0.75))
     assert stage_sparsities("poly", 0.9, 3, base=0.1) == pytest.approx((0.1, 0.8, 0.9))
     assert stage_sparsities("linear", 0.9, 3, base=0.1) == pytest.approx((0.1, 0.5, 0.9))
+    assert stage_sparsities("cosine", 0.9, 3, base=0.1) == pytest.approx((0.1, 0.5, 0.9))
     assert stage_sparsities("mfac", 0.9, 2, base=0.1) == pytest.approx((0.7, 0.9))
     assert stage_sparsities("const", 0.9, 3) == (0.9, 0.9, 0.9)
 

@@ -89,7 +89,7 @@ gradual_options = (
     _number("--interval", _positive, None, "Epochs between them; by default evenly spread."),
     click.option(
         "--schedule",
-        type=click.Choice(["exp", "poly", "linear", "const", "mfac"]),
+        type=click.Choice(["exp", "poly", "linear", "cosine", "const", "mfac"]),
         default="poly",
         show_default=True,
         help="How the sparsity rises; poly is the cubic one.",

@@ -47,7 +47,7 @@ stage_options = (
     ),
     click.option(
         "--schedule",
-        type=click.Choice(["exp", "poly", "linear", "const", "mfac"]),
+        type=click.Choice(["exp", "poly", "linear", "cosine", "const", "mfac"]),
         default="exp",
         show_default=True,
         help="How the sparsity rises from stage to stage.",

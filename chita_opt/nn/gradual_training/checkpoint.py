@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError
-from chita_opt.files import write_atomically
+from chita_opt.files import remove_leftovers, write_atomically
 from chita_opt.nn.gradual_training.options import GradualOptions
 from chita_opt.nn.gradual_training.recording import HistoryRow
 from chita_opt.nn.stages.state import Note, Step
@@ -106,7 +106,10 @@ class RunFile:
         DataError
             If the file is damaged, or of another run; the message names what differs.
         """
-        if self.path is None or not Path(self.path).is_file():
+        if self.path is None:
+            return None
+        remove_leftovers(self.path)
+        if not Path(self.path).is_file():
             return None
         header, tensors = load_tensors(self.path)
         if header.get("chita_opt") != _FORMAT:

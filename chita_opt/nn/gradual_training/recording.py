@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from chita_opt.errors import MissingDependencyError
-from chita_opt.files import write_atomically
+from chita_opt.files import remove_leftovers, write_atomically
 from chita_opt.nn.gradual_training.options import GradualOptions
 from chita_opt.nn.stages.state import Note
 
@@ -81,6 +81,8 @@ class Recorder:
 
     def begin(self, history: Sequence[HistoryRow]) -> None:
         """Write the rows of a run that is continued."""
+        if self._options.log_file is not None:
+            remove_leftovers(self._options.log_file)
         self._write(history)
 
     def row(self, history: Sequence[HistoryRow]) -> None:

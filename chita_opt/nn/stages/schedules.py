@@ -7,21 +7,25 @@ share
 exp    :math:`b+(s-b)\frac{2^{T-1}}{2^{T-1}-1}(1-2^{-t})`: the distance halves
 poly   :math:`s+(b-s)(1-\frac{t}{T-1})^3` (Zhu & Gupta 2017)
 linear :math:`b+(s-b)\frac{t}{T-1}`
+cosine :math:`b+(s-b)\frac12(1-\cos\frac{\pi t}{T-1})`: slow at both ends
 const  :math:`s`
 mfac   :math:`1-(1-b)\left(\frac{1-s}{1-b}\right)^{(t+1)/T}`: the kept share falls by a factor
        (M-FAC, NeurIPS 2021)
 ====== =============================================================================
 
-The first four are those of CHITA++ (ICML 2023, its released code). The exponential one comes near
-the target early and spends most stages on repairing there, which is what pays at high sparsity.
+exp, poly, linear and const are those of CHITA++ (ICML 2023, its released code). The exponential one
+comes near the target early and spends most stages on repairing there, which is what pays at high
+sparsity.
 """
 
 from __future__ import annotations
 
+import math
+
 from chita_opt.errors import SupportError
 from chita_opt.supports import keep_count
 
-SCHEDULES = ("exp", "poly", "linear", "const", "mfac")
+SCHEDULES = ("exp", "poly", "linear", "cosine", "const", "mfac")
 
 
 def stage_sparsities(
@@ -31,7 +35,7 @@ def stage_sparsities(
 
     Parameters
     ----------
-    schedule : {"exp", "poly", "linear", "const", "mfac"}
+    schedule : {"exp", "poly", "linear", "cosine", "const", "mfac"}
         See the table at the head of this module.
     sparsity : float
         Target s, in [0, 1].
@@ -55,6 +59,8 @@ def stage_sparsities(
         steps = [1.0 - (1.0 - t / last) ** 3 for t in range(stages)]
     elif schedule == "linear":
         steps = [t / last for t in range(stages)]
+    elif schedule == "cosine":
+        steps = [0.5 - 0.5 * math.cos(math.pi * t / last) for t in range(stages)]
     else:
         factor = ((1.0 - sparsity) / (1.0 - base)) ** (1.0 / stages)
         steps = [(1.0 - base) * (1.0 - factor ** (t + 1)) / way for t in range(stages)]
