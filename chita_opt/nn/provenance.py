@@ -18,6 +18,13 @@ from chita_opt import __version__
 _PACKAGES = ("torch", "numpy", "scipy", "numba")
 
 
+def run_record(options: Any, **asked: Any) -> dict[str, Any]:
+    """What was asked for, the fields of the options (callables left out) and versions, for JSON."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    plain = {name: _plain(value) for name, value in values.items() if not callable(value)}
+    return {**asked, "options": plain, "versions": versions()}
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of what computes the numbers."""
     return {
@@ -56,12 +63,6 @@ def fingerprint(data: Any) -> dict[str, Any]:
     return {"kind": kind, "shapes": shapes, "sha256": digest.hexdigest()}
 
 
-def described(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass of options as JSON-able values; callables are left out."""
-    values = {f.name: getattr(options, f.name) for f in fields(options)}
-    return {name: _plain(value) for name, value in values.items() if not callable(value)}
-
-
 def _tensors(data: Any) -> dict[str, Tensor] | None:
     if isinstance(data, DataLoader):
         return _tensors(data.dataset)
@@ -87,4 +88,4 @@ def _plain(value: Any) -> Any:
     return found if found["sha256"] else str(value)
 
 
-__all__ = ["described", "fingerprint", "versions"]
+__all__ = ["fingerprint", "run_record", "versions"]

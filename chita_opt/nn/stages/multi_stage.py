@@ -127,7 +127,8 @@ def prune_in_stages(
     checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
     run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)
-    asked = {"method": str(method), "sparsity": sparsity, "support": families[-1].name}
+    named = method if isinstance(method, str) else type(method).__name__
+    asked = {"method": named, "sparsity": sparsity, "support": families[-1].name}
     run.notes["run"] = run_record(options, **asked)
     run.notes["trust"] = trust.report(layer_map.weights(model), run.progress.weights)
     k, p = families[-1].max_count, layer_map.size
