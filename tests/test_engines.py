@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from chita_opt.cli import run
 from chita_opt.errors import EngineError, ProblemError
 from chita_opt.exact import (
     CurveOptions,
@@ -147,3 +149,23 @@ def test_a_time_limit_holds_on_processes() -> None:
     result = layerwise(workers=2, time_limit=2.0)
     assert result.certificate is not None and result.certificate.lower <= result.objective
     assert time.perf_counter() - begin < 60.0
+
+
+def test_compare_over_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{n}.npz") for n in range(2)]
+    for path in paths:
+        np.savez(path, A=draw.normal(size=(20, 8)), w_bar=draw.normal(size=8))
+    asked = ("compare", *paths, "--k", "3", "--methods", "magnitude,backsolve")
+
+    def report(*more: str) -> dict[str, Any]:
+        assert run([*asked, *more, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["instances"]
+        assert list(found) == paths
+        return {path: (own["upper"], own["lower"]) for path, own in found.items()}
+
+    assert report() == report("--workers", "2")
+    assert run([*asked]) == 0 and "backsolve" in capsys.readouterr().out
+    assert run(["compare", paths[0], "--k", "3", "--workers", "2"]) != 0
+    assert run([*asked, "--plot", str(tmp_path / "p.png")]) != 0
+    assert run(["compare", paths[0], "none.npz", "--k", "3"]) != 0

@@ -161,7 +161,7 @@ def run_compare(
     """Compare methods on an instance file, or on the shipped network."""
     check_folders(plot)
     names = check_methods(methods)
-    problem, evaluate = _target(target, budget, ridge, choice.seed)
+    problem, evaluate = target_problem(target, budget, ridge, choice.seed)
     with stages(len(names) + 1) as shown:
         found = compare_methods(problem, names, effort_of(choice), shown)
     rows = found.rows(problem.supports.name, evaluate)
@@ -170,7 +170,7 @@ def run_compare(
 
         plot_over_time(plot, found.solutions, found.certificate, problem.supports.name)
     if as_json:
-        print_json(_json(rows, found, choice.seed))
+        print_json(comparison_report(rows, found, choice.seed))
     else:
         print_rows(f"{target}: {problem.supports.name} of {problem.p:,} weights", rows)
         click.echo(f"bound: {found.bound.proof}, {found.bound.seconds:.2f} s. {SCOPE_SENTENCE}")
@@ -225,7 +225,7 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
     print_table(title, columns, cells)
 
 
-def _target(
+def target_problem(
     target: str, budget: InstanceBudget, ridge: float, seed: int
 ) -> tuple[Problem, Callable[[Solution], float] | None]:
     """The problem, and how to measure accuracy where there is a network."""
@@ -243,7 +243,8 @@ def _target(
     return network.problem(family, ridge), network.accuracy_of
 
 
-def _json(rows: Sequence[Row], found: Comparison, seed: int) -> dict[str, Any]:
+def comparison_report(rows: Sequence[Row], found: Comparison, seed: int) -> dict[str, Any]:
+    """JSON-able rows, and what the best solution and the bound are."""
     return {
         "rows": [asdict(row) for row in rows],
         "best": found.certificate.solution.method,
@@ -258,4 +259,13 @@ def _json(rows: Sequence[Row], found: Comparison, seed: int) -> dict[str, Any]:
     }
 
 
-__all__ = ["Comparison", "Row", "check_methods", "compare_methods", "print_rows", "run_compare"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "check_methods",
+    "compare_methods",
+    "comparison_report",
+    "print_rows",
+    "run_compare",
+    "target_problem",
+]

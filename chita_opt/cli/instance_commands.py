@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from chita_opt.cli import engine_options as eo
 from chita_opt.cli import options as o
 from chita_opt.cli.group import EXIT_CODES, app, existing, writable
 from chita_opt.cli.group import instance as instance_argument
@@ -109,7 +110,7 @@ def formulate(
 
 
 @app.command(epilog=EXIT_CODES)
-@click.argument("instance", metavar="INSTANCE|demo-net")
+@click.argument("instances", metavar="INSTANCE|demo-net...", nargs=-1, required=True)
 @o.grouped("budget", o.InstanceBudget, *o.family_options)
 @o.ridge_option
 @click.option(
@@ -119,6 +120,7 @@ def formulate(
     help="Names, separated by commas.",
 )
 @o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("where", eo.EngineChoice, *eo.engine_options)
 @o.json_option
 @click.option(
     "--plot",
@@ -126,21 +128,31 @@ def formulate(
     help="Write objective and bound over time (.png).",
 )
 def compare(
-    instance: str,
+    instances: tuple[str, ...],
     budget: o.InstanceBudget,
     ridge: float,
     methods: str,
     effort: o.EffortChoice,
+    where: eo.EngineChoice,
     as_json: bool,
     plot: Path | None,
 ) -> int:
     """Run several methods on INSTANCE (or the shipped network) and hold them against one bound.
 
-    --time-limit is for each method, and for the bound.
+    --time-limit is for each method, and for the bound. Several instances are independent: --workers
+    and --scheduler divide them; seconds are then those of one thread among others.
     """
     from chita_opt.cli.comparing import run_compare
+    from chita_opt.cli.comparing_several import run_compare_several
 
-    return run_compare(instance, budget, ridge, methods.split(","), effort, as_json, plot)
+    names = methods.split(",")
+    if len(instances) > 1:
+        if plot is not None:
+            raise click.UsageError("--plot draws one instance; give one, or leave it out")
+        return run_compare_several(instances, budget, ridge, names, effort, where, as_json)
+    if where.workers is not None or where.scheduler is not None:
+        raise click.UsageError("--workers and --scheduler divide instances; give several")
+    return run_compare(instances[0], budget, ridge, names, effort, as_json, plot)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from chita_opt.cli import engine_options as eo
 from chita_opt.cli import options as o
 from chita_opt.cli import stage_options as so
 from chita_opt.cli.group import EXIT_CODES, app
@@ -18,6 +19,7 @@ from chita_opt.cli.group import EXIT_CODES, app
 @o.grouped("layers", o.LayerChoice, *o.layer_options)
 @o.method_option
 @o.grouped("effort", o.EffortChoice, *o.effort_options)
+@o.grouped("division", eo.DivisionChoice, *eo.division_options)
 @o.grouped("output", o.PruneOutput, *o.prune_output_options)
 def prune(
     code: o.UserCode,
@@ -26,6 +28,7 @@ def prune(
     layers: o.LayerChoice,
     method: str,
     effort: o.EffortChoice,
+    division: eo.DivisionChoice,
     output: o.PruneOutput,
 ) -> int:
     """Prune your own model, given as MODULE:FUNCTION; modules are found from this folder.
@@ -34,7 +37,7 @@ def prune(
     """
     from chita_opt.cli.pruning import run_prune
 
-    return run_prune(code, budget, curvature, layers, method, effort, output)
+    return run_prune(code, budget, curvature, layers, method, effort, division, output)
 
 
 @app.command(epilog=EXIT_CODES)

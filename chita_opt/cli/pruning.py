@@ -12,6 +12,7 @@ import click
 from torch import nn
 
 from chita_opt.cli import INTERRUPTED, OK
+from chita_opt.cli.engine_options import DivisionChoice
 from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import (
     BudgetChoice,
@@ -39,6 +40,7 @@ def run_prune(
     layers: LayerChoice,
     method: str,
     effort: EffortChoice,
+    division: DivisionChoice,
     output: PruneOutput,
 ) -> int:
     """Prune the user's model, write and print the result."""
@@ -47,7 +49,7 @@ def run_prune(
     check_folders(output.out, output.save_certificate)
     model, data, test = read_user_code(code)
     with stages() as shown:
-        options = prune_options(budget, curvature, layers, effort, output, shown)
+        options = prune_options(budget, curvature, layers, effort, division, output, shown)
         result = prune(
             model,
             LOSSES[code.loss],
@@ -75,6 +77,7 @@ def prune_options(
     curvature: CurvatureChoice,
     layers: LayerChoice,
     effort: EffortChoice,
+    division: DivisionChoice,
     output: PruneOutput,
     shown: Stages,
 ) -> PruneOptions:
@@ -84,6 +87,9 @@ def prune_options(
         k=budget.k,
         curvature=curvature.curvature,
         scope=layers.scope,
+        split=division.split,
+        workers=division.workers,
+        scheduler=division.scheduler,
         certify=output.certify,
         trust=output.trust,
         holdout=output.holdout,
