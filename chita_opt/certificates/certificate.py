@@ -28,7 +28,7 @@ from chita_opt.supports import LinearRows
 if TYPE_CHECKING:
     from chita_opt.exact.result import ReductionProof
 
-_LOWERED = (1e-5, 1e-4, 1e-3)  # shares of the splits that leave room for a check's rounding
+_LOWERED = (1e-5, 1e-4, 1e-3, 1e-2)  # shares of the splits that leave room for a check's rounding
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,50 +113,67 @@ def reduced_bounds(problem: StoredProblem, fates: Array) -> NodeBounds:
     """Bounds over the undecided weights, the kept ones eliminated, with all rounding errors."""
     data = problem.data
     kept, free = np.flatnonzero(fates == IN), np.flatnonzero(fates == FREE)
-    n, m = len(kept), len(free)
     H, eps = hessian_part(data, np.concatenate([kept, free]))
     product, product_error = hessian_product(data, data.w_bar)
     b, b_error = product - data.g, product_error + 2 * _U * (np.abs(product) + np.abs(data.g))
     at_zero, family = objective(data, np.zeros(problem.p)), restricted_family(problem, fates)
-    if not n:
+    if not len(kept):
         return NodeBounds.of_parts(family, (H, eps), (b[free], b_error[free]), at_zero)
-    K, U = slice(0, n), slice(n, n + m)
-    Y, y, tau = _elimination(H[K, K], H[K, U], b[kept], data.rho[kept], eps)
-    R, e = H[K, U] - H[K, K] @ Y, H[K, K] @ y - b[kept]
-    g, size = gamma(n + 4), float(np.linalg.norm(H[K, K]))
-    norms, ones = np.linalg.norm(Y, axis=0), np.abs(Y).sum(0)
-    R_error = g * (np.linalg.norm(H[K, U]) + size * np.linalg.norm(Y))
-    R_error += eps * np.sqrt(n) * np.linalg.norm(1.0 + ones)
-    e_error = g * (size * np.linalg.norm(y) + np.linalg.norm(b[kept]))
-    e_error += eps * np.sqrt(n) * np.abs(y).sum() + np.linalg.norm(b_error[kept])
-    S = H[U, U] - H[U, K] @ Y - Y.T @ R
-    S = 0.5 * (S + S.T)
-    sides, R_size = np.linalg.norm(H[K, U], axis=0), np.linalg.norm(R) + R_error
-    wide = float(norms.max())
-    S_error = g * (float(np.abs(H[U, U]).max()) + float(sides.max()) * wide + wide * R_size)
-    S_error = 2.0 * (S_error + eps * (1.0 + float(ones.max())) + wide * R_error)
-    c = b[free] - H[U, K] @ y + Y.T @ e
-    length, e_size = float(np.linalg.norm(y)), float(np.linalg.norm(e)) + e_error
-    c_error = g * (np.abs(b[free]) + sides * length + norms * e_size) + b_error[free]
-    c_error = 2.0 * (c_error + eps * float(np.abs(y).sum()) + norms * e_error)
-    value = at_zero.value - 0.5 * float(b[kept] @ y) + 0.5 * float(y @ e)
-    error = g * (abs(at_zero.value) + np.abs(b[kept]) @ np.abs(y) + length * e_size)
-    error += np.linalg.norm(b_error[kept]) * length + length * e_error + e_size**2 / tau
-    S[np.diag_indices(m)] -= 2.0 * R_size**2 / tau
-    constant = Enclosed(value, 2.0 * float(error) + at_zero.allowance)
-    return NodeBounds.of_parts(family, (S, float(S_error)), (c, c_error), constant)
-
-
-def _elimination(
-    A: Array, B: Array, b: Array, rho: Array, eps: float
-) -> tuple[Array, Array, float]:
-    """Nearly A^-1 B and A^-1 b, and a tau with A - tau I proven positive semidefinite."""
-    tau = 0.5 * float(rho.min())
+    tau = 0.5 * float(data.rho[kept].min())
     if not tau > 0.0:
         raise CertificateError("a weight without a ridge is kept by its fate: nothing bounds it")
-    prove_semidefinite(A, np.full(len(A), tau), eps)
-    solved = np.linalg.solve(A, np.column_stack([B, b]))
-    return solved[:, :-1], solved[:, -1], tau
+    rest = _Elimination(H, eps, len(kept), tau)
+    S, R_size = rest.schur()
+    sides = (b[kept], b_error[kept]), (b[free], b_error[free])
+    c, constant = rest.linear(*sides, at_zero)
+    S[np.diag_indices(len(free))] -= 2.0 * R_size**2 / tau
+    return NodeBounds.of_parts(family, (S, 4 * _U * float(np.abs(S).max())), c, constant)
+
+
+class _Elimination:
+    """The change of variables of this module's formulas, of a stored H whose entries err by eps."""
+
+    def __init__(self, H: Array, eps: float, n: int, tau: float) -> None:
+        self.A, self.B, self.C = H[:n, :n], H[:n, n:], H[n:, n:]
+        self.eps, self.tau, self.g = eps, tau, gamma(n + 4)
+        self.spread = eps * len(H)  # of the errors of H, as a matrix
+        prove_semidefinite(self.A, np.full(n, tau), eps)
+        self.Y = np.linalg.solve(self.A, self.B)
+
+    def schur(self) -> tuple[Array, float]:
+        """Not above the exact S, as matrices go; and a bound on the Frobenius norm of R."""
+        A, B, C, Y, g = self.A, self.B, self.C, self.Y, self.g
+        R = B - A @ Y
+        a, b, y = (float(np.linalg.norm(M)) for M in (A, B, Y))
+        wide = min(y**2, float(np.abs(Y).sum(0).max() * np.abs(Y).sum(1).max()))
+        R_error = g * (b + a * y)
+        R_size = (
+            float(np.linalg.norm(R)) + R_error + self.spread * len(C) ** 0.5 * (1.0 + wide**0.5)
+        )
+        S = C - B.T @ Y - Y.T @ R
+        S = 0.5 * (S + S.T)
+        error = g * (float(np.linalg.norm(C)) + b * y + y * R_size) + y * R_error
+        error += self.spread * (1.0 + wide)
+        S[np.diag_indices(len(S))] -= 2.0 * error
+        return S, R_size * (1.0 + g)
+
+    def linear(
+        self, kept: tuple[Array, Array], free: tuple[Array, Array], at_zero: Enclosed
+    ) -> tuple[tuple[Array, Array], Enclosed]:
+        """b_S with its errors, and the constant less what the terms in t may take."""
+        (b, b_error), (c, c_error), g = kept, free, self.g
+        y = np.linalg.solve(self.A, b)
+        length, size = self.eps * float(np.abs(y).sum()), np.abs(self.A) @ np.abs(y)
+        e = self.A @ y - b
+        e_error = g * (size + np.abs(b)) + b_error + length
+        linear = c - self.B.T @ y + self.Y.T @ e
+        error = g * (np.abs(c) + np.abs(self.B.T) @ np.abs(y) + np.abs(self.Y.T) @ np.abs(e))
+        error += c_error + length + np.abs(self.Y.T) @ e_error
+        value = at_zero.value - 0.5 * float(b @ y) + 0.5 * float(y @ e)
+        slack = float(np.abs(y) @ (g * (np.abs(b) + np.abs(e)) + b_error + e_error))
+        slack += (float(np.linalg.norm(e)) + float(np.linalg.norm(e_error))) ** 2 / self.tau
+        slack += g * abs(at_zero.value)
+        return (linear, 2.0 * error), Enclosed(value, 2.0 * slack + at_zero.allowance)
 
 
 def restricted_family(problem: StoredProblem, fates: Array) -> Family:

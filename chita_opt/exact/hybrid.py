@@ -14,13 +14,15 @@ from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
 from chita_opt.exact.result import HistoryRow, ReductionProof, TreeResult, relative_gap
 from chita_opt.heuristics import solve
 from chita_opt.heuristics.incumbent import check_start
-from chita_opt.heuristics.local_search import local_search
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
 _STEP_FLOPS = 3.0  # of one Newton step of a split, in cubes of the weights
 _STEPS = 60  # Newton steps that a search should have time for
 _SPEED = 1e10  # floating-point operations in a second that are counted on
+_SMALL = 200  # weights up to which the tree needs no help
+_TREE = 0.7  # share of the seconds left that a reduction gets
+_SEARCH = 0.15  # and windows
 _TOO_SOON = 1e-3  # relative rise of the claim below which a round counts as none
 
 
@@ -33,7 +35,8 @@ class HybridOptions:
     gap : float
         Relative gap, on the increase over the dense minimum, at which it ends.
     method : str
-        What finds first weights: a name of ``METHODS``, or "auto".
+        What finds first weights: a name of ``METHODS``, or "auto": "best", and for small problems
+        the default.
     windows : NeighbourhoodOptions
         Of the exact neighbourhood search.
     undecided : int
@@ -173,17 +176,17 @@ class _Hybrid:
     # -- steps ----------------------------------------------------------------------------------
 
     def _first(self, start: Solution | None) -> None:
-        """First weights, exchanges, and the dual bound."""
+        """First weights and the dual bound."""
         if start is not None:
             check_start(self.problem, start)
             self._take(start)
-        limit = self._seconds(0.2)
-        found = solve(self.problem, self.options.method, time_limit=limit, seed=self.seed)
+        method = self.options.method
+        if method == "auto" and self.problem.p > _SMALL:
+            method = "best"
+        limit = self._seconds(0.25)
+        found = solve(self.problem, method, start=start, time_limit=limit, seed=self.seed)
         self._take(found)
         self._prove(found)
-        assert self.best is not None
-        if float(self.problem.rho.min()) > 0.0 and not self.finished:
-            self._take(local_search(self.problem, start=self.best, time_limit=self._seconds(0.1)))
 
     def _prove(self, found: Solution) -> None:
         """The dual bound, as tight as a quarter of the time makes it."""
@@ -218,7 +221,7 @@ class _Hybrid:
             self.problem,
             start=self.best,
             bound=self.bound,
-            time_limit=self._seconds(0.35),
+            time_limit=self._seconds(_SEARCH),
             seed=self.seed + round_number,
             options=self.options.windows,
         )
@@ -240,7 +243,7 @@ class _Hybrid:
             return None
         found = reduce_and_search(
             self.problem, self.bound, self.best, cutoff,
-            options=TreeOptions(gap=0.0, time_limit=self._seconds(0.7)),
+            options=TreeOptions(gap=0.0, time_limit=self._seconds(_TREE)),
         )  # fmt: skip
         if found is None:
             return None
@@ -258,7 +261,7 @@ class _Hybrid:
     @property
     def _affordable(self) -> int:
         """Undecided weights that a tree has time for."""
-        flops = self._seconds(0.7) * _SPEED / (_STEPS * _STEP_FLOPS)
+        flops = 0.5 * _TREE * self._seconds(1.0) * _SPEED / (_STEPS * _STEP_FLOPS)
         return max(1, min(self.options.undecided, max(int(flops ** (1.0 / 3.0)), 64)))
 
     def _elimination_seconds(self, cutoff: float) -> float:

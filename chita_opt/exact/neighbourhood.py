@@ -53,10 +53,10 @@ class NeighbourhoodOptions:
         What solves a window.
     """
 
-    window: int = 48
+    window: int = 64
     least: int = 8
     most: int = 240
-    seconds: float = 4.0
+    seconds: float = 6.0
     node_limit: int = 300
     patience: int = 16
     solver: str = "tree"
