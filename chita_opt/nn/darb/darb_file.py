@@ -16,7 +16,6 @@ where there are any ``aliases``, further names of tied tensors, and ``notes``.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +30,8 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.files import write_atomically
 from chita_opt.nn.darb.matrix import MAX_WIDTH, VALUE_TYPES, DarbMatrix, RowGroup
 from chita_opt.nn.darb.offset_bits import pack_offsets, unpack_offsets
-from chita_opt.nn.weight_files import checked_texts, load_tensors
+from chita_opt.nn.layered_header import LayeredHeader
+from chita_opt.nn.weight_files import load_tensors
 
 DARB_FORMAT = "chita-opt darb 1"
 _NO_WEIGHTS = 255
@@ -105,12 +105,8 @@ def save_darb(path: str | os.PathLike[str], weights: DarbWeights) -> None:
         name: {"shape": list(matrix.shape), "type": str(matrix.dtype).removeprefix("torch.")}
         for name, matrix in weights.matrices.items()
     }
-    content = {"format": DARB_FORMAT, "layers": layers}
-    content |= {"aliases": dict(weights.aliases)} if weights.aliases else {}
-    content |= {"notes": dict(weights.notes)} if weights.notes else {}
-    # one entry: safetensors writes several in no fixed order
-    header = json.dumps(content, sort_keys=True)
-    write_atomically(path, save(tensors, metadata={"chita_opt": header}), make_folder=True)
+    header = LayeredHeader(layers, weights.aliases, weights.notes).metadata(DARB_FORMAT)
+    write_atomically(path, save(tensors, metadata=header), make_folder=True)
 
 
 def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
@@ -123,24 +119,16 @@ def load_darb(path: str | os.PathLike[str]) -> DarbWeights:
         message names the file and the weight.
     """
     file = Path(path)
-    header, tensors = load_tensors(file)
+    metadata, tensors = load_tensors(file)
+    header = LayeredHeader.read(file, metadata, DARB_FORMAT)
     matrices = {}
-    content = _content(file, header.get("chita_opt", "{}"))
-    for name, layer in content["layers"].items():
+    for name, layer in header.layers.items():
         try:
             matrices[name] = _matrix(name, layer, tensors)
         except (DataError, LayerError) as error:
             raise DataError(f"{file}, weight {name!r}: {error}") from error
-    left = sorted(name for name in tensors if "/" in name)
-    if left:
-        raise DataError(f"{file} holds {', '.join(left)}, which belong to no weight of its header")
-    aliases, notes = (
-        checked_texts(file, key, content.get(key, {})) for key in ("aliases", "notes")
-    )
-    lost = sorted(alias for alias, name in aliases.items() if name not in {*matrices, *tensors})
-    if lost:
-        raise DataError(f"{file} ties {', '.join(lost)} to tensors that it does not hold")
-    return DarbWeights(matrices, tensors, aliases, notes)
+    header.check_names(file, {*matrices, *tensors})
+    return DarbWeights(matrices, tensors, header.aliases, header.notes)
 
 
 def is_darb_file(path: str | os.PathLike[str]) -> bool:
@@ -163,20 +151,6 @@ def _tensors(name: str, matrix: DarbMatrix) -> dict[str, Tensor]:
         found[f"{key}/values"] = group.values.contiguous()
         found[f"{key}/offsets"] = pack_offsets(group.offsets, group.offset_bits)
     return found
-
-
-def _content(file: Path, header: str) -> dict[str, Any]:
-    try:
-        content = json.loads(header)
-    except json.JSONDecodeError:
-        content = header  # such as the header of plain weights
-    found = content.get("format") if isinstance(content, dict) else content
-    if found != DARB_FORMAT:
-        raise DataError(f"{file} has format {found!r}; this version reads {DARB_FORMAT!r}")
-    layers = content.get("layers")
-    if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
-        raise DataError(f"{file}: the list of weights is damaged: it maps no names to layers")
-    return content
 
 
 def _matrix(name: str, layer: Mapping[str, Any], tensors: dict[str, Tensor]) -> DarbMatrix:

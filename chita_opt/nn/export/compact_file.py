@@ -4,14 +4,15 @@ For each compact weight NAME the file holds ``NAME/values`` and the tensors that
 (``NAME/bits``, ``NAME/pointers`` and ``NAME/columns``, or ``NAME/codes``; see
 :mod:`chita_opt.nn.export.matrices` and :mod:`chita_opt.nn.export.two_four`), and any other tensor
 of the network under its own name. The header's one entry ``chita_opt`` is JSON: ``format``,
-``layers`` (NAME to encoding and shape), ``aliases`` (further names of tied tensors) and ``notes``.
+``layers`` (NAME to encoding and shape), and where there are any ``aliases`` (further names of tied
+tensors) and ``notes``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from chita_opt.errors import DataError, LayerError
 from chita_opt.files import write_atomically
 from chita_opt.nn.export.matrices import BitmapMatrix, CompactMatrix, CsrMatrix
 from chita_opt.nn.export.two_four import TwoFourMatrix
-from chita_opt.nn.weight_files import SavedWeights, checked_texts, load_tensors, untied
+from chita_opt.nn.layered_header import LayeredHeader
+from chita_opt.nn.weight_files import SavedWeights, load_tensors, untied
 
 COMPACT_FORMAT = "chita-opt compact 1"
 ENCODINGS: dict[str, type[CompactMatrix]] = {
@@ -64,10 +66,8 @@ def save_compact(path: str | os.PathLike[str], weights: SavedWeights, encoding: 
     odd = [name for name in weights.state if "/" in name]
     if odd:
         raise DataError(f"the name {odd[0]!r} holds a slash, which the file keeps for parts")
-    content = {"format": COMPACT_FORMAT, "layers": layers}
-    content |= {"aliases": aliases, "notes": weights.metadata}
-    header = json.dumps(content, sort_keys=True)
-    write_atomically(path, save(tensors, metadata={"chita_opt": header}), make_folder=True)
+    header = LayeredHeader(layers, aliases, weights.metadata).metadata(COMPACT_FORMAT)
+    write_atomically(path, save(tensors, metadata=header), make_folder=True)
 
 
 def load_compact(path: str | os.PathLike[str]) -> SavedWeights:
@@ -80,43 +80,34 @@ def load_compact(path: str | os.PathLike[str]) -> SavedWeights:
         message names the file and the weight.
     """
     found = read_compact(path)
-    matrices = found.matrices
-    state = found.dense | {name: matrix.to_dense() for name, matrix in matrices.items()}
+    matrices, aliases = found.matrices, found.aliases
+    state = {**found.dense, **{name: matrix.to_dense() for name, matrix in matrices.items()}}
     masks = {name: matrix.dense_mask() for name, matrix in matrices.items()}
-    for alias, name in found.aliases.items():
-        if name not in state or alias in state:
-            raise DataError(f"{path} ties {alias!r} to {name!r}, which does not fit its tensors")
-    state |= {alias: state[name] for alias, name in found.aliases.items()}
-    masks |= {alias: masks[name] for alias, name in found.aliases.items() if name in masks}
-    return SavedWeights(state, masks, found.notes)
+    state |= {alias: state[name] for alias, name in aliases.items()}
+    masks |= {alias: masks[name] for alias, name in aliases.items() if name in masks}
+    return SavedWeights(state, masks, dict(found.notes))
 
 
+@dataclass(frozen=True, eq=False)
 class CompactWeights:
     """What a compact file holds, as it is stored.
 
     Attributes
     ----------
-    matrices : dict of str to CompactMatrix
+    matrices : Mapping
         Compact weights by parameter name.
-    dense : dict of str to Tensor
+    dense : Mapping
         The other tensors of the network.
-    aliases : dict of str to str
+    aliases : Mapping
         Further names of tied tensors.
-    notes : dict of str to str
+    notes : Mapping
         Text by name.
     """
 
-    def __init__(self, file: Path, header: str, tensors: dict[str, Tensor]) -> None:
-        content = _content(file, header)
-        self.matrices = {
-            name: _matrix(file, name, layer, tensors) for name, layer in content["layers"].items()
-        }
-        left = sorted(name for name in tensors if "/" in name)
-        if left:
-            raise DataError(f"{file} holds {', '.join(left)}, which belong to no weight")
-        self.dense = tensors
-        self.aliases = checked_texts(file, "aliases", content.get("aliases"))
-        self.notes = checked_texts(file, "notes", content.get("notes"))
+    matrices: Mapping[str, CompactMatrix]
+    dense: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    notes: Mapping[str, str]
 
 
 def read_compact(path: str | os.PathLike[str]) -> CompactWeights:
@@ -127,22 +118,12 @@ def read_compact(path: str | os.PathLike[str]) -> CompactWeights:
     DataError
         As for :func:`load_compact`.
     """
-    header, tensors = load_tensors(path)
-    return CompactWeights(Path(path), header.get("chita_opt", "{}"), tensors)
-
-
-def _content(file: Path, header: str) -> dict[str, Any]:
-    try:
-        content = json.loads(header)
-    except json.JSONDecodeError:
-        content = header  # such as the header of plain weights
-    found = content.get("format") if isinstance(content, dict) else content
-    if found != COMPACT_FORMAT:
-        raise DataError(f"{file} has format {found!r}; this version reads {COMPACT_FORMAT!r}")
-    layers = content.get("layers")
-    if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
-        raise DataError(f"{file}: the list of weights is damaged: it maps no names to layers")
-    return dict(content)
+    file = Path(path)
+    metadata, tensors = load_tensors(file)
+    header = LayeredHeader.read(file, metadata, COMPACT_FORMAT)
+    matrices = {name: _matrix(file, name, v, tensors) for name, v in header.layers.items()}
+    header.check_names(file, {*matrices, *tensors})
+    return CompactWeights(matrices, tensors, header.aliases, header.notes)
 
 
 def _matrix(

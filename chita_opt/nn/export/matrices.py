@@ -104,7 +104,9 @@ class BitmapMatrix(CompactMatrix):
 
     def to_dense(self) -> Tensor:
         """The weight with its zeros."""
-        return _scattered(self.values, self.dense_mask())
+        dense = self.values.new_zeros(self.shape)
+        dense[self.dense_mask()] = self.values
+        return dense
 
     def places(self) -> dict[str, Tensor]:
         """The bits."""
@@ -200,12 +202,6 @@ class CsrMatrix(CompactMatrix):
 def rows_cols(shape: Shape) -> tuple[int, int]:
     """Rows and columns of a parameter as a matrix."""
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-
-
-def _scattered(values: Tensor, mask: Tensor) -> Tensor:
-    dense = values.new_zeros(mask.shape)
-    dense[mask] = values
-    return dense
 
 
 def _column_type(columns: int) -> torch.dtype:
