@@ -11,7 +11,7 @@ from chita_opt import __version__
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    verify: the claim is refused
+  1    verify, report: a claim is refused
   2    bad usage or bad input
   130  interrupted (Ctrl-C); solve, certify and prune still print the best answer so far
 """
