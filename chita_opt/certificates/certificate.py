@@ -17,8 +17,7 @@ from chita_opt import __version__
 from chita_opt.bounds import Bound, Screening, dual_bound, dual_point, screen
 from chita_opt.certificates.container import array_hash, write_sealed
 from chita_opt.certificates.problem_data import read_problem
-from chita_opt.certificates.reduction import CUTOFF, FATES, PREFIX, replayed_cutoff
-from chita_opt.certificates.tree_arrays import lowered, tree_arrays
+from chita_opt.certificates.reduction_arrays import reduction_arrays
 from chita_opt.certificates.verification import SCOPE, Verification, evaluate
 from chita_opt.errors import CertificateError
 from chita_opt.problem import Problem
@@ -27,8 +26,6 @@ from chita_opt.supports import LinearRows
 
 if TYPE_CHECKING:
     from chita_opt.exact.result import ReductionProof
-
-_LOWERED = (1e-5, 1e-4, 1e-3, 1e-2)  # shares of the splits that leave room for a check's rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +186,8 @@ def certify(
         )
     arrays = certificate_arrays(solution, bound)
     if reduction is not None:
-        arrays |= reduction_arrays(reduction, arrays, problem)
+        stored = read_problem(arrays, problem_specification(problem))
+        arrays |= reduction_arrays(reduction, arrays, stored)
     values = evaluate(arrays, problem_specification(problem))
     if values.lower > values.upper:
         raise CertificateError(
@@ -221,30 +219,6 @@ def certificate_arrays(solution: Solution, bound: Bound) -> dict[str, np.ndarray
     if bound.split is not None:
         arrays["bound.split"] = _numpy(bound.split)
     return arrays | dense_arrays(problem)
-
-
-def reduction_arrays(
-    proof: ReductionProof, arrays: Mapping[str, np.ndarray], problem: Problem
-) -> dict[str, np.ndarray]:
-    """A reduction's arrays with the cutoff that a replay proves.
-
-    The check's arithmetic allows for more rounding than the search did, so the splits are lowered a
-    little, and more where that is not enough.
-    """
-    stored = read_problem(arrays, problem_specification(problem))
-    for share in _LOWERED:
-        own = {FATES: proof.fates, CUTOFF: np.array([proof.cutoff])}
-        own |= {f"{PREFIX}{k}": a for k, a in tree_arrays("tree", [proof.tree]).items()}
-        own[f"{PREFIX}tree.splits"] *= 1.0 - share
-        try:
-            proven = replayed_cutoff({**arrays, **own}, stored)
-        except CertificateError:
-            if share == _LOWERED[-1]:
-                raise
-            continue
-        own[CUTOFF][0] = min(lowered(proven, problem.prune_all), proof.cutoff)
-        return own
-    raise AssertionError  # the last share returns or raises
 
 
 def dense_arrays(problem: Problem) -> dict[str, np.ndarray]:

@@ -83,10 +83,16 @@ class NodeBounds:
         (made.H, made.error), (made.b, made.b_error), made.at_zero = H, b, at_zero
         return made
 
+    def afresh(self) -> NodeBounds:
+        """The same, with nothing proven of any witness yet."""
+        other = copy(self)
+        other._proven = {}
+        return other
+
     def under(self, problem: StoredProblem) -> NodeBounds:
         """The same data under another family; nothing is proven of its witnesses yet."""
-        other = copy(self)
-        other.family, other._proven = Family.of(problem), {}
+        other = self.afresh()
+        other.family = Family.of(problem)
         return other
 
     def gains(self, v: Array, d: Array, state: Array, row: int) -> Gains:

@@ -58,12 +58,6 @@ def reduced_lower(arrays: Mapping[str, Array], problem: StoredProblem) -> float:
     return cutoff
 
 
-def replayed_cutoff(arrays: Mapping[str, Array], problem: StoredProblem) -> float:
-    """What the log over the undecided weights proves, whatever cutoff the file names."""
-    fates = read_fates(arrays, problem)
-    return walk(read_reduced_tree(arrays, fates), reduced_bounds(problem, fates), -np.inf)[1]
-
-
 def read_fates(arrays: Mapping[str, Array], problem: StoredProblem) -> Array:
     """(p,) of FREE, OUT, IN; at least one weight is free."""
     fates = integers(arrays, FATES, FREE, IN + 1)
@@ -198,7 +192,7 @@ __all__ = [
     "PREFIX",
     "check_fates",
     "read_fates",
+    "read_reduced_tree",
     "reduced_bounds",
     "reduced_lower",
-    "replayed_cutoff",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from chita_opt.bounds import Bound, dual_bound
@@ -17,9 +19,9 @@ from chita_opt.heuristics.incumbent import check_start
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
-_STEP_FLOPS = 3.0  # of one Newton step of a split, in cubes of the weights
+_STEP_FLOPS = 8.0  # of one Newton step of a split, in cubes of the weights, at a product's speed
 _STEPS = 60  # Newton steps that a search should have time for
-_SPEED = 1e10  # floating-point operations in a second that are counted on
+_SAMPLE = 600  # size of the product by which the machine's speed is measured
 _SMALL = 200  # weights up to which the tree needs no help
 _TREE = 0.7  # share of the seconds left that a reduction gets
 _SEARCH = 0.15  # and windows
@@ -261,8 +263,15 @@ class _Hybrid:
     @property
     def _affordable(self) -> int:
         """Undecided weights that a tree has time for."""
-        flops = 0.5 * _TREE * self._seconds(1.0) * _SPEED / (_STEPS * _STEP_FLOPS)
+        flops = 0.5 * _TREE * self._seconds(1.0) * self._speed() / (_STEPS * _STEP_FLOPS)
         return max(1, min(self.options.undecided, max(int(flops ** (1.0 / 3.0)), 64)))
+
+    def _speed(self) -> float:
+        """Floating-point operations in a second, as the machine is now."""
+        M = np.ones((_SAMPLE, _SAMPLE))
+        begin = time.perf_counter()
+        M @ M
+        return 2.0 * _SAMPLE**3 / (time.perf_counter() - begin)
 
     def _elimination_seconds(self, cutoff: float) -> float:
         """Of forming the undecided weights' quadratic, here and twice in the certificate."""
@@ -272,7 +281,7 @@ class _Hybrid:
         every = kept + undecided
         inner = min(self.problem.curvature.image_size, self.problem.p)
         flops = 2.0 * every**2 * inner + kept**3 + 4.0 * kept * every * undecided
-        return 3.0 * flops / _SPEED
+        return 3.0 * flops / self._speed()
 
     def _result(self, status: Status) -> TreeResult:
         assert self.best is not None

@@ -27,7 +27,7 @@ from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.branch_and_bound import Tree
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
-from chita_opt.exact.result import ReductionProof, TreeResult
+from chita_opt.exact.result import ReductionProof, TreeProof, TreeResult
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
 from chita_opt.supports import SupportFamily, restrict
@@ -181,7 +181,7 @@ def reduce_and_search(
     start = rest.start(incumbent)
     with threadpool_limits(limits=torch.get_num_threads(), user_api="blas"):
         tree = Tree(rest.problem, options, start, ascent=_CLOSE, target=cutoff - rest.offset).run()
-    if tree.proof is None:
+    if not isinstance(tree.proof, TreeProof):
         return None
     solution = incumbent
     found = rest.lift(problem, tree.solution.mask, "hybrid")

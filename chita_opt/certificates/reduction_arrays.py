@@ -1,0 +1,78 @@
+"""A reduction as arrays for a file, its witnesses made ready for the check's own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chita_opt.certificates.arithmetic import prove_semidefinite
+from chita_opt.certificates.node_bound import NodeBounds
+from chita_opt.certificates.problem_data import StoredProblem
+from chita_opt.certificates.reduction import (
+    CUTOFF,
+    FATES,
+    PREFIX,
+    read_reduced_tree,
+    reduced_bounds,
+)
+from chita_opt.certificates.tree_arrays import lowered, tree_arrays
+from chita_opt.certificates.tree_proof import walk
+from chita_opt.errors import CertificateError
+
+if TYPE_CHECKING:
+    from chita_opt.exact.result import ReductionProof
+
+Array = np.ndarray
+_SHARES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # by which splits are lowered
+
+
+def reduction_arrays(
+    proof: ReductionProof, arrays: Mapping[str, Array], problem: StoredProblem
+) -> dict[str, Array]:
+    """A reduction's arrays with the cutoff that a replay of them proves.
+
+    The check allows for more rounding than the search did, so that splits must be lowered a little,
+    and more where that is not enough.
+
+    Raises
+    ------
+    CertificateError
+        If no such step makes the log provable.
+    """
+    bounds = reduced_bounds(problem, proof.fates)
+    for share in _SHARES:
+        with suppress(CertificateError):
+            own = {FATES: proof.fates, CUTOFF: np.array([proof.cutoff])}
+            tree = tree_arrays(f"{PREFIX}tree", [proof.tree])
+            _lower(tree[f"{PREFIX}tree.witnesses"], tree[f"{PREFIX}tree.splits"], bounds, share)
+            own |= tree
+            proven = walk(read_reduced_tree({**arrays, **own}, proof.fates), bounds, -np.inf)[1]
+            own[CUTOFF][0] = min(lowered(proven, bounds.at_zero.value), proof.cutoff)
+            return own
+        bounds = bounds.afresh()
+    raise CertificateError(
+        "the log of the reduction cannot be proven with the check's allowance for rounding; raise "
+        "the ridge"
+    )
+
+
+def _lower(V: Array, D: Array, bounds: NodeBounds, share: float) -> None:
+    r"""Lower the splits D in place, and move the points V so that their pulls stay.
+
+    With :math:`Q'v'=Qv` for the lowered split the pulls are the same, and :math:`v'^\top Q'v'` is
+    not above what it was: near the best split Q is nearly singular, and keeping v would cost much.
+    """
+    for row, (v, d) in enumerate(zip(V, D, strict=True)):
+        here = np.flatnonzero(d > 0.0)
+        H, less = bounds.H[np.ix_(here, here)], (1.0 - share) * d[here]
+        if not row:  # is the share enough? the others are proven by the replay
+            prove_semidefinite(H, less, bounds.error)
+        pull = H @ v[here] - d[here] * v[here]
+        v[here] = np.linalg.solve(H - np.diag(less), pull)
+        d[here] = less
+
+
+__all__ = ["reduction_arrays"]
