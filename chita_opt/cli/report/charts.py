@@ -70,7 +70,7 @@ class Axis:
     def ticks(self) -> list[tuple[str, str]]:
         """Coordinate and text."""
         values = self.at or (_decades if self.log else _steps)(self.low, self.high)
-        return [(_text(self.place(v)), f"{v:,.6g}") for v in values]
+        return [(_text(self.place(v)), f"{v:,.{3 if self.at else 6}g}") for v in values]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Check:
         if isinstance(self.found, PathReport):
             return f"logs for {len(self.found.ks)} counts, {_size(self.found)}"
         if isinstance(self.found, ProofReport):
-            return f"search log of {_size(self.found)}"
+            return f"a search log of {_size(self.found)}"
         name = str(self.claims.get("bound_proof", self.claims.get("kind", "dual")))
         return _WITNESSES.get(name, f"a witness of the kind {name}")
 

@@ -55,7 +55,7 @@ def tiles(
         total = seconds.get("total") if isinstance(seconds, dict) else seconds
         time = "" if total is None else f", {float(total):.1f} s"
         method = str(notes.get("method", "unknown method"))
-        yield Tile("Method", method, f"{notes.get('status', 'no status')}{time}")
+        yield Tile("Method", method, f"{notes.get('status', '')}{time}".removeprefix(", "))
 
 
 def _sparsity(notes: Report, best: Check | None, layers: Sequence[Layer]) -> Tile:
@@ -82,7 +82,7 @@ def _proof(checks: Sequence[Check], best: Check | None) -> Tile:
         return Tile("Proof", "verified", note, "good")
     if checks:
         return Tile("Proof", "of other weights", "verified, but not about these weights", "bad")
-    return Tile("Proof", "not given", "claims below are repeated, not checked", "warn")
+    return Tile("Proof", "not given", "what the run says is repeated, not checked", "warn")
 
 
 def warnings(
