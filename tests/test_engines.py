@@ -18,15 +18,21 @@ from torch import nn
 from chita_opt.cli import run
 from chita_opt.errors import EngineError, ProblemError
 from chita_opt.exact import (
+    Contender,
     CurveOptions,
     ParallelEngine,
     TreeOptions,
     ValueCurve,
+    enumerate_optimum,
+    race,
     solve_blocks,
     split_into_blocks,
     value_curves,
 )
+from chita_opt.exact.racing import Board
+from chita_opt.exact.racing import _run as race_run
 from chita_opt.nn import PruningResult, prune
+from chita_opt.solution import Status
 
 from .problems import make_problem
 
@@ -169,3 +175,47 @@ def test_compare_over_instances(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run(["compare", paths[0], "--k", "3", "--workers", "2"]) != 0
     assert run([*asked, "--plot", str(tmp_path / "p.png")]) != 0
     assert run(["compare", paths[0], "none.npz", "--k", "3"]) != 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_proof_of_a_race_wins(workers: int, tmp_path: Path) -> None:
+    problem = make_problem("low_rank", "cardinality", p=12, seed=3, ridge=1e-3)
+    exact = enumerate_optimum(problem).objective
+    contenders = [
+        Contender(options=TreeOptions(node_limit=1), method="magnitude"),
+        Contender(method="backsolve"),
+        Contender(options=TreeOptions(gap=1e-3)),
+    ]
+    engine = ParallelEngine(workers=workers)
+    found = race(problem, contenders, engine=engine, folder=tmp_path / "meeting")
+    assert found.status is Status.OPTIMAL
+    assert found.lower <= exact * (1 + 1e-9) and found.upper == pytest.approx(exact, rel=1e-3)
+    assert (tmp_path / "meeting" / "proven").exists()
+    with pytest.raises(ProblemError, match="not empty"):
+        race(problem, contenders, folder=tmp_path / "meeting")
+
+
+def test_weights_on_the_board_close_nodes_and_end_searches(tmp_path: Path) -> None:
+    problem = make_problem("low_rank", "cardinality", p=12, seed=3, ridge=1e-3)
+    best = enumerate_optimum(problem).w.numpy()
+    one, other = Board(tmp_path, 0), Board(tmp_path, 1)
+    one.tell(best)
+    assert [w.tolist() for w in other.news()] == [best.tolist()]
+    assert other.news() == [] and one.news() == []
+    (tmp_path / "2.weights").write_bytes(b"half of it")
+    assert other.news() == []
+    found = race_run(problem, tmp_path, (3, Contender(method="magnitude")))
+    assert found.upper == pytest.approx(problem.objective(torch.from_numpy(best)))
+    one.end()
+    assert race_run(problem, tmp_path, (4, Contender())).nodes == 0
+
+
+def test_races_refuse_what_cannot_be_run(tmp_path: Path) -> None:
+    problem = make_problem("low_rank", "cardinality", p=12)
+    with pytest.raises(ProblemError, match="at least one"):
+        race(problem, [])
+    with pytest.raises(ProblemError, match="folder"):
+        race(problem, [Contender()], engine=ParallelEngine(scheduler="tcp://nowhere:1"))
+    unproven = [Contender(options=TreeOptions(node_limit=1, gap=0.0))]
+    found = race(problem, unproven)
+    assert found.lower <= enumerate_optimum(problem).objective * (1 + 1e-9)

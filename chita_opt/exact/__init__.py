@@ -14,6 +14,7 @@ from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
 from chita_opt.exact.pair_split import PairWitness
 from chita_opt.exact.path import KPath, k_path
+from chita_opt.exact.racing import Contender, race
 from chita_opt.exact.result import (
     BlockProof,
     HistoryRow,
@@ -30,6 +31,7 @@ __all__ = [
     "BitWidthSolution",
     "BlockProof",
     "BudgetSplit",
+    "Contender",
     "CurveOptions",
     "Enumeration",
     "HistoryRow",
@@ -57,6 +59,7 @@ __all__ = [
     "neighbourhood_search",
     "outer_approximation",
     "quantised",
+    "race",
     "solve_bit_widths",
     "solve_blocks",
     "solve_with",
