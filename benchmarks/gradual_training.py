@@ -114,6 +114,7 @@ class Net:
             count, held = given.resnet_samples, 1500
             recipe = TrainingRecipe(epochs=given.resnet_epochs, batch_size=128, weight_decay=1e-4)
             self.options = replace(self.options, bn_samples=1024, exclude=("*downsample*",))
+        self.test = (self.test[0][: given.test], self.test[1][: given.test])
         self.train: Pair = (samples[0][:count], samples[1][:count])
         self.held: Pair = (samples[0][-held:], samples[1][-held:])
         assert count + held <= len(samples[0])
@@ -213,6 +214,16 @@ def row(run: Run, net: Net, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def dense_accuracy(net: Net, given: argparse.Namespace) -> float:
+    """Test accuracy before pruning, measured once."""
+    size = given.lenet_samples if net.name == "lenet5" else "trained"
+    file = FOLDER / f"{net.name}_{size}_{len(net.test[0])}.dense.json"
+    if not file.is_file():
+        found = accuracy(net.model, *net.test, batch_size=500)
+        write_atomically(file, json.dumps(found).encode(), make_folder=True)
+    return float(json.loads(file.read_text()))
+
+
 def same(run: Run, given: argparse.Namespace) -> bool:
     """Whether the killed run and the whole one hold the same bits."""
     one, other = (
@@ -239,7 +250,7 @@ def rows(given: argparse.Namespace, until: float) -> Iterator[dict[str, Any]]:
     variants += [(variant, "blocks") for variant in given.variants]
     for name in given.nets:
         net = Net(name, given)
-        dense = accuracy(net.model, *net.test, batch_size=500)
+        dense = dense_accuracy(net, given)
         for sparsity, (variant, method) in itertools.product(given.sparsities, variants):
             case = {"net": name, "method": method, "sparsity": sparsity, "variant": variant}
             lr = chosen_rate(case, given, until)
@@ -268,6 +279,7 @@ def main() -> None:
     parser.add_argument("--lenet-samples", type=int, default=55_000)
     parser.add_argument("--resnet-epochs", type=int, default=6)
     parser.add_argument("--resnet-samples", type=int, default=13_500)
+    parser.add_argument("--test", type=int, default=10_000, help="test images at most")
     parser.add_argument("--seconds", type=float, help="stop after so many; start again to go on")
     parser.add_argument("--quick", action="store_true", help="LeNet-5, few images, one rate")
     parser.add_argument("--one", help=argparse.SUPPRESS)

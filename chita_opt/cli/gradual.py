@@ -18,7 +18,8 @@ from chita_opt.cli.options import (
 from chita_opt.cli.pruning import accuracies, read_user_code, show, write_network
 from chita_opt.cli.screen import check_folders
 from chita_opt.cli.user_code import LOSSES
-from chita_opt.nn import Distillation, GradualOptions, TrainingRecipe, prune_and_train
+from chita_opt.nn.gradual_training import Distillation, GradualOptions, prune_and_train
+from chita_opt.nn.train import TrainingRecipe
 from chita_opt.solution import Status
 
 

@@ -18,6 +18,7 @@ from chita_opt.nn.gradual_training.run import Run
 from chita_opt.nn.gradual_training.samples import Samples
 from chita_opt.nn.gradual_training.trainee import Trainee
 from chita_opt.nn.layers import select_layers
+from chita_opt.nn.provenance import run_record
 from chita_opt.nn.sampling import Batch
 from chita_opt.nn.stages import Step
 from chita_opt.nn.stages.options import stage_families
@@ -140,6 +141,8 @@ def prune_and_train(
         "method": told_step(step),
         **told_options(options),
     }
+    asked = {"method": told["method"], "sparsity": sparsity, "support": families[-1].name}
+    run.notes["run"] = run_record(options, **asked)
     if held_out:
         loss, correct = measured(model, loss_fn, held_out)
         run.notes |= {"dense_loss": loss, "dense_accuracy": correct}
