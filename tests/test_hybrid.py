@@ -101,7 +101,7 @@ def test_every_cutoff_gives_a_valid_bound(curvature: str, family: str, share: fl
         return
     assert found.proof.lower <= best + 1e-9 * scale
     assert found.solution.objective <= start.objective
-    certificate = certify(found.solution, reduction=found.proof)
+    certificate = certify(found.solution, log=found.proof)
     assert bound.value - 1e-9 * scale <= certificate.lower <= best + 1e-12 * scale
 
 
@@ -131,7 +131,7 @@ def test_the_reduced_quadratic_is_the_whole_one() -> None:
         problem, bound, start, start.objective, options=TreeOptions(node_limit=8)
     )
     assert found is not None
-    certificate = certify(found.solution, reduction=found.proof)
+    certificate = certify(found.solution, log=found.proof)
     stored = read_problem(certificate.arrays, certificate.claims()["problem"])
     fates = found.proof.fates
     check_fates(certificate.arrays, stored, fates, certificate.lower)
@@ -272,7 +272,7 @@ def test_the_pipeline_and_other_weights_use_the_evidence() -> None:
     assert certificate.solution.method == "hybrid"
     assert certificate.relative_gap <= 1e-6
     other = solve(problem, "magnitude")
-    own = certify(other, reduction=certificate.reduction)
+    own = certify(other, log=certificate.log)
     assert own.lower == pytest.approx(certificate.lower)
     odd = replace(other, evidence="my word")
     with pytest.raises(CertificateError, match="no evidence"):

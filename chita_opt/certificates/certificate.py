@@ -16,8 +16,7 @@ from torch import Tensor
 from chita_opt import __version__
 from chita_opt.bounds import Bound, Screening, dual_bound, dual_point, screen
 from chita_opt.certificates.container import array_hash, write_sealed
-from chita_opt.certificates.problem_data import read_problem
-from chita_opt.certificates.reduction_arrays import reduction_arrays
+from chita_opt.certificates.log_arrays import log_arrays
 from chita_opt.certificates.verification import SCOPE, Verification, evaluate
 from chita_opt.errors import CertificateError
 from chita_opt.problem import Problem
@@ -25,7 +24,7 @@ from chita_opt.solution import Solution
 from chita_opt.supports import LinearRows
 
 if TYPE_CHECKING:
-    from chita_opt.exact.result import ReductionProof
+    from chita_opt.exact.result import BlockProof, ReductionProof
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class Certificate:
         Weights whose fate is proven.
     arrays : Mapping
         Everything that goes into the file, by name.
-    reduction : ReductionProof or None
+    log : ReductionProof, BlockProof or None
         What raises the bound above that of its one witness, as far as it does.
     """
 
@@ -57,7 +56,7 @@ class Certificate:
     values: Verification
     screening: Screening
     arrays: Mapping[str, np.ndarray] = field(repr=False)
-    reduction: ReductionProof | None = field(default=None, repr=False)
+    log: ReductionProof | BlockProof | None = field(default=None, repr=False)
 
     @property
     def upper(self) -> float:
@@ -87,7 +86,7 @@ class Certificate:
     @property
     def proof(self) -> str:
         """What proves the bound."""
-        return self.bound.proof if self.reduction is None else "reduction"
+        return self.bound.proof if self.log is None else self.log.name
 
     @property
     def history(self) -> dict[str, list[list[float]]]:
@@ -147,7 +146,7 @@ def certify(
     tol: float = 3e-5,
     target_gap: float | None = None,
     time_limit: float | None = None,
-    reduction: ReductionProof | None = None,
+    log: ReductionProof | BlockProof | None = None,
 ) -> Certificate:
     """Prove how far a solution is from the best possible one of its problem.
 
@@ -160,7 +159,7 @@ def certify(
         ``dual_bound``, starting from the solution.
     tol, target_gap, time_limit
         Passed to ``dual_bound``.
-    reduction : ReductionProof, optional
+    log : ReductionProof or BlockProof, optional
         Of :func:`chita_opt.exact.hybrid` for the same problem; its own witness is the bound. It is
         replayed here, and what the replay proves is claimed.
 
@@ -176,34 +175,33 @@ def certify(
             f"the weights of {solution.method} keep {solution.nnz} weights in a pattern outside "
             f"{problem.supports.name}; only allowed solutions are certified"
         )
-    if bound is None and reduction is None and solution.evidence is not None:
-        bound, reduction = _read_evidence(solution.evidence)
-    if reduction is not None:
-        bound = reduction.bound
+    if bound is None and log is None and solution.evidence is not None:
+        bound, log = _read_evidence(solution.evidence)
+    if log is not None:
+        bound = log.bound
     if bound is None:
         bound = dual_bound(
             problem, start=solution, tol=tol, target_gap=target_gap, time_limit=time_limit
         )
     arrays = certificate_arrays(solution, bound)
-    if reduction is not None:
-        stored = read_problem(arrays, problem_specification(problem))
-        arrays |= reduction_arrays(reduction, arrays, stored)
+    if log is not None:
+        arrays |= log_arrays(log, arrays, problem_specification(problem))
     values = evaluate(arrays, problem_specification(problem))
     if values.lower > values.upper:
         raise CertificateError(
             f"bound {values.lower!r} exceeds objective {values.upper!r}: please report this"
         )
     screening = screen(problem, bound, values.upper)
-    return Certificate(solution, bound, values, screening, arrays, reduction)
+    return Certificate(solution, bound, values, screening, arrays, log)
 
 
-def _read_evidence(evidence: object) -> tuple[Bound | None, ReductionProof | None]:
-    """A bound or a reduction."""
-    from chita_opt.exact.result import ReductionProof  # the room starts slowly
+def _read_evidence(evidence: object) -> tuple[Bound | None, ReductionProof | BlockProof | None]:
+    """A bound, or logs that bring one."""
+    from chita_opt.exact.result import BlockProof, ReductionProof  # the room starts slowly
 
     if isinstance(evidence, Bound):
         return evidence, None
-    if isinstance(evidence, ReductionProof):
+    if isinstance(evidence, ReductionProof | BlockProof):
         return evidence.bound, evidence
     raise CertificateError(f"{type(evidence).__name__} is no evidence that a certificate can hold")
 

@@ -21,7 +21,7 @@ from chita_opt.certificates.certificate import (
     solution_arrays,
 )
 from chita_opt.certificates.container import array_hash, write_sealed
-from chita_opt.certificates.tree_arrays import lowered, tree_arrays
+from chita_opt.certificates.tree_arrays import lowered, path_arrays, tree_arrays
 from chita_opt.certificates.tree_proof import ProofReport
 from chita_opt.certificates.verification import SCOPE, Verification
 from chita_opt.errors import CertificateError
@@ -29,7 +29,6 @@ from chita_opt.exact import (
     BlockProof,
     KPath,
     PairWitness,
-    PathProof,
     ProvenBound,
     ReductionProof,
     TreeProof,
@@ -89,7 +88,7 @@ def save_proof(
     if result.proof is None:
         raise CertificateError(_NO_LOG)
     if isinstance(result.proof, ReductionProof):
-        certificate = certify(result.solution, reduction=result.proof)
+        certificate = certify(result.solution, log=result.proof)
         certificate.save(path)
         return certificate.values
     if isinstance(result.proof, BlockProof):
@@ -112,7 +111,7 @@ def _save_blocks(solution: Solution, proof: BlockProof, path: str | Path) -> Pro
     problem = solution.problem
     arrays = _solution_arrays(solution)
     for n, own in enumerate(proof.paths):
-        arrays |= _path_arrays(f"blocks.{n}", own)
+        arrays |= path_arrays(f"blocks.{n}", own)
     found = block_proof.replay_blocks(arrays, problem_specification(problem), proof.price)
     found = replace(found, lower=lowered(found.lower, found.at_zero))
     claims = {"price": proof.price, "steps": found.steps, "method": solution.method}
@@ -123,7 +122,7 @@ def _save_path(result: KPath, path: str | Path) -> ProofReport:
     if result.proof is None:
         raise CertificateError(_NO_LOG)
     problem = result.problem
-    arrays = problem_arrays(problem) | dense_arrays(problem) | _path_arrays("path", result.proof)
+    arrays = problem_arrays(problem) | dense_arrays(problem) | path_arrays("path", result.proof)
     arrays |= {"path.ks": np.asarray(result.ks, dtype=np.int64), "path.weights": result.w}
     found = path_proof.replay_path(arrays, problem_specification(problem))
     lowers = tuple(lowered(value, found.at_zero) for value in found.lowers)
@@ -179,17 +178,6 @@ def _solution_arrays(solution: Solution) -> Arrays:
     """A problem, its weights, and the minimiser that relative gaps refer to."""
     arrays = problem_arrays(solution.problem) | dense_arrays(solution.problem)
     return arrays | solution_arrays(solution)
-
-
-def _path_arrays(prefix: str, proof: PathProof) -> Arrays:
-    """The logs of all counts, one after the other, and where each begins."""
-    sizes = {"steps": "parent", "rows": "witnesses", "fixings": "fix_step"}
-    lengths = {
-        f"{prefix}.{size}": np.array([len(getattr(t, name)) for t in proof.trees], dtype=np.int64)
-        for size, name in sizes.items()
-    }
-    counts = {f"{prefix}.counts": np.array(proof.counts, dtype=np.int64)}
-    return counts | lengths | tree_arrays(prefix, proof.trees)
 
 
 def _compare(proven: float, claimed: float, at_zero: float, problem: Problem) -> None:

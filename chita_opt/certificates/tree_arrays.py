@@ -10,7 +10,7 @@ import numpy as np
 from chita_opt.certificates.tree_proof import TREE_ARRAYS
 
 if TYPE_CHECKING:
-    from chita_opt.exact.result import TreeProof
+    from chita_opt.exact.result import PathProof, TreeProof
 
 _MACHINES = 1e-12  # by how much, relative, other machines' rounding may lower a bound
 _TYPES = {
@@ -29,6 +29,17 @@ def tree_arrays(prefix: str, trees: Sequence[TreeProof]) -> dict[str, np.ndarray
         for name in TREE_ARRAYS
         if trees
     }
+
+
+def path_arrays(prefix: str, proof: PathProof) -> dict[str, np.ndarray]:
+    """The logs of all counts, one after the other, and where each begins."""
+    sizes = {"steps": "parent", "rows": "witnesses", "fixings": "fix_step"}
+    lengths = {
+        f"{prefix}.{size}": np.array([len(getattr(t, name)) for t in proof.trees], dtype=np.int64)
+        for size, name in sizes.items()
+    }
+    counts = {f"{prefix}.counts": np.array(proof.counts, dtype=np.int64)}
+    return counts | lengths | tree_arrays(prefix, proof.trees)
 
 
 def lowered(value: float, at_zero: float) -> float:

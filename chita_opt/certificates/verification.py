@@ -111,14 +111,31 @@ def evaluate(arrays: Mapping[str, Array], specification: Mapping[str, Any]) -> V
     split = vector(arrays, "bound.split", problem.p) if "bound.split" in arrays else None
     y = vector(arrays, "bound.multipliers", len(problem.rows.h))
     lower = dual_value(data, vector(arrays, "bound.witness"), split, problem.rows, y)
-    if any(name.startswith("reduction.") for name in arrays):
-        from chita_opt.certificates.reduction import reduced_lower  # it builds on this module
-
-        lower = max(lower, Enclosed(reduced_lower(arrays, problem), 0.0), key=lambda e: e.below)
+    logged = logged_lower(arrays, specification, problem)
+    lower = max(lower, Enclosed(logged, 0.0), key=lambda e: e.below)
     upper = objective(data, w)
     everything = objective(data, np.zeros_like(w))
     dense = dense_minimum(arrays, problem)
     return summarise(upper, lower, everything, dense, int(np.count_nonzero(w)), len(w))
+
+
+def logged_lower(
+    arrays: Mapping[str, Array], specification: Mapping[str, Any], problem: StoredProblem
+) -> float:
+    """What a file's logs prove beyond its one witness: a reduction, or trees of the blocks."""
+    from chita_opt.certificates.block_proof import replay_blocks  # both build on this module
+    from chita_opt.certificates.reduction import reduced_lower
+
+    if any(name.startswith("reduction.") for name in arrays):
+        return reduced_lower(arrays, problem)
+    if not any(name.startswith("blocks.") for name in arrays):
+        return -float("inf")
+    price = float(vector(arrays, "blocks.price", 1)[0]) if "blocks.price" in arrays else None
+    claimed = float(vector(arrays, "blocks.lower", 1)[0])
+    proven = replay_blocks(arrays, specification, price).lower
+    if not claimed <= proven:
+        raise CertificateError(f"the blocks prove {proven:.12g} only, {claimed:.12g} is claimed")
+    return claimed
 
 
 def dense_minimum(arrays: Mapping[str, Array], problem: StoredProblem) -> Enclosed:

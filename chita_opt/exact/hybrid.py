@@ -10,14 +10,22 @@ import torch
 
 from chita_opt.bounds import Bound, dual_bound
 from chita_opt.errors import ProblemError
+from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.neighbourhood import NeighbourhoodOptions, neighbourhood_search
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
-from chita_opt.exact.result import HistoryRow, ReductionProof, TreeResult, relative_gap
+from chita_opt.exact.result import (
+    BlockProof,
+    HistoryRow,
+    ReductionProof,
+    TreeResult,
+    relative_gap,
+)
 from chita_opt.heuristics import solve
 from chita_opt.heuristics.incumbent import check_start
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
+from chita_opt.supports.base import Array
 
 _STEP_FLOPS = 8.0  # of one Newton step of a split, in cubes of the weights, at a product's speed
 _STEPS = 60  # Newton steps that a search should have time for
@@ -25,7 +33,9 @@ _SAMPLE = 600  # size of the product by which the machine's speed is measured
 _SMALL = 200  # weights up to which the tree needs no help
 _TREE = 0.7  # share of the seconds left that a reduction gets
 _SEARCH = 0.15  # and windows
-_TOO_SOON = 1e-3  # relative rise of the claim below which a round counts as none
+_WIDEST, _COUNTS = 40, 2000  # blocks, and counts over all of them, that are solved one by one
+_TOO_SOON = 1e-3  # share of the gap below which a rise of the claim counts as none
+_GROWTH = 2.0  # most by which the undecided weights grow after a reduction that was proven
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +107,8 @@ def hybrid(
     -------
     TreeResult
         Weights, bound and, as its proof, what :func:`chita_opt.certificates.certify` and
-        ``save_proof`` take: a :class:`ReductionProof`, or None where the dual bound's witness alone
-        proves as much. On Ctrl-C too.
+        ``save_proof`` take: a :class:`ReductionProof` or :class:`BlockProof`, or None where the
+        dual bound's witness alone proves as much. On Ctrl-C too.
 
     Raises
     ------
@@ -118,8 +128,12 @@ class _Hybrid:
         self.best: Solution | None = None
         self.bound: Bound | None = None
         self.proof: ReductionProof | None = None
+        self.block_proof: BlockProof | None = None
+        self.block_lower = -float("inf")
         self.history: list[HistoryRow] = []
         self.nodes, self.root = 0, -float("inf")
+        self.aim: int | None = None  # undecided weights to leave, and the highest cutoff to try
+        self.ceiling: float | None = None
         self.stats = {"windows": 0.0, "helped": 0.0, "reductions": 0.0, "undecided": 0.0}
 
     def run(self, start: Solution | None) -> TreeResult:
@@ -127,6 +141,7 @@ class _Hybrid:
         status = Status.STATIONARY
         try:
             self._first(start)
+            self._blocks()
             self._rounds()
             status = Status.TIME_LIMIT if self.clock.expired else status
         except KeyboardInterrupt:
@@ -144,7 +159,14 @@ class _Hybrid:
         values = [-float("inf")]
         values += [] if self.bound is None else [self.bound.value]
         values += [] if self.proof is None else [self.proof.lower]
-        return max(values)
+        return max([*values, self.block_lower])
+
+    @property
+    def log(self) -> ReductionProof | BlockProof | None:
+        """The logs that prove most."""
+        if self.proof is None or self.proof.lower < self.block_lower:
+            return self.block_proof
+        return self.proof
 
     @property
     def gap(self) -> float:
@@ -198,32 +220,45 @@ class _Hybrid:
         if self.bound.stats.get("stopped") == "interrupt":
             raise KeyboardInterrupt
 
-    def _rounds(self) -> None:
-        """Windows and reductions, each while it brings something."""
-        search, cutoff = True, None
-        for round_number in range(self.options.rounds):
-            if self.finished:
-                return
-            if search:
-                search = self._search(round_number)
-            if self.finished:
-                return
-            before = self.lower
-            cutoff = self._reduce(cutoff)
-            rise = self.lower - before
-            assert self.best is not None
-            slow = rise <= _TOO_SOON * (self.best.objective - before)
-            if slow and not search:
-                return
+    def _blocks(self) -> None:
+        """Small blocks of the curvature are solved one by one, each for the counts that matter."""
+        if self.problem.supports.binary_auxiliary or self.finished:
+            return
+        try:
+            blocks = split_into_blocks(self.problem)
+        except ProblemError:
+            return
+        widest = max(block.p for _, block in blocks)
+        if widest > _WIDEST or widest * len(blocks) > _COUNTS:
+            return
+        limits = TreeOptions(gap=self.options.gap, time_limit=self._seconds(_TREE), proof=True)
+        found = solve_blocks(self.problem, options=limits)
+        self.nodes += found.nodes
+        if isinstance(found.proof, BlockProof) and found.lower > self.lower:
+            self.block_proof = replace(found.proof, bound=self.bound)
+            self.block_lower = found.lower
+        self._take(found.solution)
 
-    def _search(self, round_number: int) -> bool:
+    def _rounds(self) -> None:
+        """Windows while they help, and reductions while they raise the claim."""
+        search, reduce = True, not self.problem.supports.binary_auxiliary  # which a replay needs
+        for round_number in range(self.options.rounds):
+            if self.finished or not (search or reduce):
+                return
+            share = _SEARCH if reduce else 1.0
+            search = search and self._search(round_number, share)
+            if self.finished:
+                return
+            reduce = reduce and self._reduce()
+
+    def _search(self, round_number: int, share: float) -> bool:
         """Exact windows; whether another round of them may help."""
         assert self.best is not None
         found = neighbourhood_search(
             self.problem,
             start=self.best,
             bound=self.bound,
-            time_limit=self._seconds(_SEARCH),
+            time_limit=self._seconds(share),
             seed=self.seed + round_number,
             options=self.options.windows,
         )
@@ -231,34 +266,42 @@ class _Hybrid:
         self.stats["helped"] += float(str(found.stats["helped"]))
         helped = found.objective < self.best.objective
         self._take(found)
-        return helped or found.status is Status.TIME_LIMIT
+        return helped
 
-    def _reduce(self, cutoff: float | None) -> float | None:
-        """One reduction at a cutoff, or at the best that time allows; the next cutoff to try."""
+    def _reduce(self) -> bool:
+        """One reduction, its cutoff as high as time allows; whether another may prove more."""
         assert self.best is not None and self.bound is not None
-        if self.problem.supports.binary_auxiliary:
-            return None  # a replay cannot follow its trees
-        upper = self.best.objective
-        highest = ReducedCosts.of(self.problem, self.bound).cutoff_for(self._affordable, upper)
-        cutoff = highest if cutoff is None else min(cutoff, highest)
-        if cutoff <= self.lower or self._elimination_seconds(cutoff) > self._seconds(0.5):
-            return None
+        costs, upper = ReducedCosts.of(self.problem, self.bound), self.best.objective
+        cutoff = costs.cutoff_for(self.aim or self._affordable, upper)
+        if self.ceiling is not None:
+            cutoff = min(cutoff, self.ceiling)
+        small = _TOO_SOON * (upper - self.lower)
+        if cutoff <= self.lower + small:
+            return False
+        if self._elimination_seconds(costs.fates(cutoff)) > self._seconds(0.5):
+            return False
+        begin = self.clock.elapsed
         found = reduce_and_search(
             self.problem, self.bound, self.best, cutoff,
             options=TreeOptions(gap=0.0, time_limit=self._seconds(_TREE)),
         )  # fmt: skip
         if found is None:
-            return None
+            return False
         self.nodes += found.tree.nodes
         self.stats["reductions"] += 1.0
-        self.stats["undecided"] = float((found.proof.fates < 0).sum())
+        self.stats["undecided"] = undecided = float((found.proof.fates < 0).sum())
         if found.proof.lower > self.lower:
             self.proof = found.proof
         self._take(found.solution)
         if found.tree.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        reached = found.proof.lower
-        return 0.5 * (reached + cutoff) if reached < cutoff else None
+        if found.proof.lower < cutoff - small:  # the next lies between what was reached and asked
+            self.ceiling = 0.5 * (max(found.proof.lower, self.lower) + cutoff)
+        else:  # as many more as the time left allows, judging by this one
+            spent = max(self.clock.elapsed - begin, 1e-3)
+            grown = (0.5 * self._seconds(_TREE) / spent) ** (1.0 / 3.0)
+            self.aim = int(undecided * min(grown, _GROWTH))
+        return not self.clock.expired
 
     @property
     def _affordable(self) -> int:
@@ -273,10 +316,8 @@ class _Hybrid:
         M @ M
         return 2.0 * _SAMPLE**3 / (time.perf_counter() - begin)
 
-    def _elimination_seconds(self, cutoff: float) -> float:
+    def _elimination_seconds(self, fates: Array) -> float:
         """Of forming the undecided weights' quadratic, here and twice in the certificate."""
-        assert self.bound is not None
-        fates = ReducedCosts.of(self.problem, self.bound).fates(cutoff)
         kept, undecided = int((fates > 0).sum()), int((fates < 0).sum())
         every = kept + undecided
         inner = min(self.problem.curvature.image_size, self.problem.p)
@@ -291,12 +332,12 @@ class _Hybrid:
             status = Status.OPTIMAL
         solution = replace(
             self.best, method="hybrid", status=status, seconds=self.clock.elapsed,
-            stats={**self.best.stats, **self.stats}, evidence=self.proof or self.bound,
+            stats={**self.best.stats, **self.stats}, evidence=self.log or self.bound,
         )  # fmt: skip
         self._note()
         return TreeResult(
             solution, min(self.lower, solution.objective), status, self.nodes, self.clock.elapsed,
-            self.root, tuple(self.history), self.proof, dict(self.stats),
+            self.root, tuple(self.history), self.log, dict(self.stats),
         )  # fmt: skip
 
 

@@ -99,10 +99,18 @@ class BlockProof:
         One a block, in the order of the weights.
     price : float or None
         y; None where the knapsack is meant.
+    bound : Bound or None
+        A witness over the whole problem, which a certificate holds beside the logs.
     """
 
     paths: tuple[PathProof, ...]
     price: float | None = None
+    bound: Bound | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "blocks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +137,11 @@ class ReductionProof:
     cutoff: float
     fates: Array
     tree: TreeProof
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "reduction"
 
     @property
     def lower(self) -> float:

@@ -11,7 +11,7 @@ witness v, pull c, gains :math:`\delta_j=c_j^2/2d_j` and multipliers y of the fa
         +\sum_{j\text{ pruned}}(\delta_j-\pi_j)^+ + \text{slack rows}.
 
 The sums over a layer's weights are that layer's share; the first term and the slack rows belong to
-the layers together. Where a reduction raised the bound, the shares are of its one witness's gap.
+the layers together. Where a log raised the bound, the shares are of its one witness's gap.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def gap_shares(certificate: Certificate, layer_map: LayerMap) -> dict[str, float
     prices = torch.from_numpy(G.T @ problem.supports.multipliers(point.gains)).to(w.device)
     kept = 0.5 * d * (w - point.pull / d).square() + (prices - point.gains).clamp_min(0.0)
     terms = torch.where(mask, kept, (point.gains - prices).clamp_min(0.0))
-    gap = certificate.gap if certificate.reduction is None else certificate.upper - point.value
+    gap = certificate.gap if certificate.log is None else certificate.upper - point.value
     whole = max(gap, float(terms.sum()))
     if not whole > 0.0:
         return dict.fromkeys(layer_map.names, 0.0)

@@ -276,11 +276,11 @@ class _Run:
             name: certify(
                 replace(c.solution, w=pieces[name].flatten(), method=solution.method),
                 bound=c.bound,
-                reduction=c.reduction,
+                log=c.log,
             )
             for name, c in own.items()
         }
-        whole = certify(solution, bound=certificate.bound, reduction=certificate.reduction)
+        whole = certify(solution, bound=certificate.bound, log=certificate.log)
         return whole, layers
 
     def _method_limit(self) -> float | None:

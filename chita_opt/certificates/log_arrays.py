@@ -1,16 +1,17 @@
-"""A reduction as arrays for a file, its witnesses made ready for the check's own arithmetic."""
+"""Logs as arrays for a certificate, made ready for the check's own arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chita_opt.certificates.arithmetic import prove_semidefinite
+from chita_opt.certificates.block_proof import replay_blocks
 from chita_opt.certificates.node_bound import NodeBounds
-from chita_opt.certificates.problem_data import StoredProblem
+from chita_opt.certificates.problem_data import StoredProblem, read_problem
 from chita_opt.certificates.reduction import (
     CUTOFF,
     FATES,
@@ -18,18 +19,43 @@ from chita_opt.certificates.reduction import (
     read_reduced_tree,
     reduced_bounds,
 )
-from chita_opt.certificates.tree_arrays import lowered, tree_arrays
+from chita_opt.certificates.tree_arrays import lowered, path_arrays, tree_arrays
 from chita_opt.certificates.tree_proof import walk
 from chita_opt.errors import CertificateError
 
 if TYPE_CHECKING:
-    from chita_opt.exact.result import ReductionProof
+    from chita_opt.exact.result import BlockProof, ReductionProof
 
 Array = np.ndarray
 _SHARES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # by which splits are lowered
 
 
-def reduction_arrays(
+def log_arrays(
+    proof: ReductionProof | BlockProof,
+    arrays: Mapping[str, Array],
+    specification: Mapping[str, Any],
+) -> dict[str, Array]:
+    """The arrays of a log, with the bound that a replay of them proves."""
+    from chita_opt.exact.result import BlockProof  # the room starts slowly
+
+    if isinstance(proof, BlockProof):
+        return _block_arrays(proof, arrays, specification)
+    return _reduction_arrays(proof, arrays, read_problem(arrays, specification))
+
+
+def _block_arrays(
+    proof: BlockProof, arrays: Mapping[str, Array], specification: Mapping[str, Any]
+) -> dict[str, Array]:
+    own: dict[str, Array] = {}
+    for n, path in enumerate(proof.paths):
+        own |= path_arrays(f"blocks.{n}", path)
+    if proof.price is not None:
+        own["blocks.price"] = np.array([proof.price])
+    found = replay_blocks({**arrays, **own}, specification, proof.price)
+    return own | {"blocks.lower": np.array([lowered(found.lower, found.at_zero)])}
+
+
+def _reduction_arrays(
     proof: ReductionProof, arrays: Mapping[str, Array], problem: StoredProblem
 ) -> dict[str, Array]:
     """A reduction's arrays with the cutoff that a replay of them proves.
@@ -75,4 +101,4 @@ def _lower(V: Array, D: Array, bounds: NodeBounds, share: float) -> None:
         d[here] = less
 
 
-__all__ = ["reduction_arrays"]
+__all__ = ["log_arrays"]
