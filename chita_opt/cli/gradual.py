@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 
 from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.gradual_options import GradualChoice, TrainingChoice
@@ -31,7 +32,8 @@ def run_gradual(
     output: NetworkOutput,
 ) -> int:
     """Prune and train the user's model, write and print the result."""
-    check_folders(output.out, options.checkpoint, options.log_file)
+    written = (options.checkpoint, options.log_file)
+    check_folders(output.out, *(Path(path) for path in written if path is not None))
     model, data, test = read_user_code(code)
     result = prune_and_train(
         model,
