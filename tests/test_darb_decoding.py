@@ -100,3 +100,9 @@ def test_whole_groups_of_one_width_never_wait() -> None:
     assert costs["darb"].efficiency == 1.0 == costs["csr"].efficiency
     assert costs["bitmap"].efficiency == 1 / 8
     assert "darb" not in decoding_costs(weight)
+
+
+@pytest.mark.parametrize("lanes", [0, 2, 6])
+def test_lanes_hold_whole_blocks(lanes: int) -> None:
+    with pytest.raises(LayerError, match=f"lanes is {lanes}"):
+        decoding_costs(torch.eye(4), lanes=lanes)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
+from chita_opt.errors import LayerError
 from chita_opt.nn.darb.matrix import DarbMatrix
 from chita_opt.nn.darb.storage_sizes import TILE, run_entries, tile_mask
 
@@ -80,8 +81,15 @@ def decoding_costs(
     matrix : DarbMatrix, optional
         The same weight.
     lanes : int
-        Rows decoded side by side, a multiple of 4 for whole 4x4 blocks.
+        Rows decoded side by side, a multiple of 4: whole 4x4 blocks.
+
+    Raises
+    ------
+    LayerError
+        If ``lanes`` is no positive multiple of 4.
     """
+    if lanes < TILE or lanes % TILE:
+        raise LayerError(f"lanes is {lanes}; give a multiple of {TILE}, the rows of a 4x4 block")
     mask = (weight.detach().cpu() != 0).flatten(1)
     kept, (rows, columns) = int(mask.sum()), mask.shape
     entries, filled, tiles = mask.sum(1), run_entries(mask), tile_mask(mask)
