@@ -21,11 +21,13 @@ from chita_opt.certificates.problem_data import read_problem
 from chita_opt.certificates.reduction import FATES, check_fates, reduced_bounds
 from chita_opt.errors import CertificateError, ProblemError
 from chita_opt.exact import (
+    BlockProof,
     HybridOptions,
     NeighbourhoodOptions,
     TreeOptions,
     enumerate_optimum,
     hybrid,
+    solve_blocks,
 )
 from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
 from chita_opt.heuristics import solve
@@ -317,3 +319,29 @@ def test_bad_options_are_refused() -> None:
         hybrid(flat, time_limit=1.0)
     start = Solution(problem, 0.0 * problem.w_bar, "nothing", Status.FEASIBLE)
     assert hybrid(problem, start=start, time_limit=1e-3).upper <= start.objective
+
+
+def test_small_blocks_are_solved_one_by_one(tmp_path: Path) -> None:
+    problem = make_problem("shared_rows", "cardinality", p=12, seed=6)
+    best, scale = enumerate_optimum(problem).objective, abs(problem.prune_all)
+    found = hybrid(problem, options=replace(QUICK, gap=1e-5))
+    assert found.upper == pytest.approx(best, abs=1e-8 * scale)
+    if not isinstance(found.proof, BlockProof):  # the dual bound, or the tree, was enough
+        found = replace(found, proof=replace(blocks_proof(problem), bound=dual_bound(problem)))
+    certificate = certify(found.solution, log=found.proof)
+    assert certificate.proof == "blocks"
+    assert best - 1e-3 * scale <= certificate.lower <= best + 1e-12 * scale
+    certificate.save(tmp_path / "file")
+    assert verify_file(tmp_path / "file").lower == certificate.lower
+
+    def higher(arrays: dict[str, np.ndarray], claims: dict[str, Any]) -> None:
+        arrays["blocks.lower"] = arrays["blocks.lower"] + 0.1 * scale
+
+    with pytest.raises(CertificateError, match="blocks prove"):
+        verify(forge(tmp_path / "file", tmp_path / "forged", higher))
+
+
+def blocks_proof(problem: Problem) -> BlockProof:
+    proof = solve_blocks(problem, options=TreeOptions(proof=True)).proof
+    assert isinstance(proof, BlockProof)
+    return proof

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chita_opt.exact.result import BlockProof, ReductionProof
 
 Array = np.ndarray
+_LEAST = 1e-5  # split of weights fixed in, as a share of the largest
 _SHARES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # by which splits are lowered
 
 
@@ -90,15 +91,18 @@ def _lower(V: Array, D: Array, bounds: NodeBounds, share: float) -> None:
 
     With :math:`Q'v'=Qv` for the lowered split the pulls are the same, and :math:`v'^\top Q'v'` is
     not above what it was: near the best split Q is nearly singular, and keeping v would cost much.
+    Weights fixed in have a tiny split and no pull; theirs is raised so far that an error of the
+    pull, squared and divided by it, stays small.
     """
+    least = _LEAST * float(D.max(initial=0.0))
     for row, (v, d) in enumerate(zip(V, D, strict=True)):
         here = np.flatnonzero(d > 0.0)
-        H, less = bounds.H[np.ix_(here, here)], (1.0 - share) * d[here]
+        H, own = bounds.H[np.ix_(here, here)], d[here]
+        less = np.where(own < least, least, (1.0 - share) * own)
         if not row:  # is the share enough? the others are proven by the replay
             prove_semidefinite(H, less, bounds.error)
-        pull = H @ v[here] - d[here] * v[here]
-        v[here] = np.linalg.solve(H - np.diag(less), pull)
-        d[here] = less
+        right = np.where(own < least, bounds.b[here], H @ v[here] - own * v[here])
+        v[here], d[here] = np.linalg.solve(H - np.diag(less), right), less
 
 
 __all__ = ["log_arrays"]

@@ -266,7 +266,7 @@ class _Hybrid:
         self.stats["helped"] += float(str(found.stats["helped"]))
         helped = found.objective < self.best.objective
         self._take(found)
-        return helped
+        return helped or found.status is Status.TIME_LIMIT  # patience has not ended it
 
     def _reduce(self) -> bool:
         """One reduction, its cutoff as high as time allows; whether another may prove more."""
