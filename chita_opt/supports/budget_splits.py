@@ -95,7 +95,7 @@ def _erdos_renyi_kernel(
     while len(whole) < len(sizes):
         free = [i for i in range(len(sizes)) if i not in whole]
         left = k - sum(sizes[i] for i in whole)
-        epsilon = left / sum(raw[i] for i in free)
+        epsilon = Fraction(left) / sum((raw[i] for i in free), Fraction(0))
         full = {i for i in free if epsilon * raw[i] > sizes[i]}
         if not full:
             return [Fraction(sizes[i]) if i in whole else epsilon * raw[i] for i in range(len(raw))]
