@@ -14,11 +14,11 @@ from chita_opt.nn.gradual_training.objective import LossFunction
 from chita_opt.nn.gradual_training.options import GradualOptions
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_problem import build_problem
-from chita_opt.nn.stages import BlockRounds, Refit, Solve, StageAnswer, StageState, Step
+from chita_opt.nn.stages import StageAnswer, StageState, Step
 from chita_opt.nn.stages.state import Note
 from chita_opt.supports import SupportFamily
 
-MAGNITUDE = "magnitude"
+MAGNITUDE = "magnitude"  # needs no quadratic model and therefore no gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +117,6 @@ def largest_support(family: SupportFamily, weights: Tensor) -> Tensor:
     return family.best_support(weights.square()).to(weights.device)
 
 
-def step_of(method: str | Step) -> str | Step:
-    """The step for a method's name; "magnitude" needs no quadratic model and stays a name."""
-    if not isinstance(method, str) or method == MAGNITUDE:
-        return method
-    own: dict[str, Step] = {"fast": Refit(), "blocks": BlockRounds()}
-    return own[method] if method in own else Solve(method)
-
-
 def _without_returns(state: StageState, answer: StageAnswer, mask: Tensor) -> StageAnswer:
     """The largest answered weights among those that were left, solved again."""
     problem = state.problem
@@ -134,4 +126,4 @@ def _without_returns(state: StageState, answer: StageAnswer, mask: Tensor) -> St
     return replace(answer, weights=solver.weights)
 
 
-__all__ = ["MAGNITUDE", "Pruned", "PruningStep", "largest_support", "step_of"]
+__all__ = ["MAGNITUDE", "Pruned", "PruningStep", "largest_support"]

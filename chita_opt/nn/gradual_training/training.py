@@ -12,7 +12,7 @@ from chita_opt.nn.gradual_training.checkpoint import RunFile, told_options, told
 from chita_opt.nn.gradual_training.objective import LossFunction, Objective, measured
 from chita_opt.nn.gradual_training.options import GradualOptions
 from chita_opt.nn.gradual_training.plan import Plan
-from chita_opt.nn.gradual_training.pruning_step import PruningStep, step_of
+from chita_opt.nn.gradual_training.pruning_step import MAGNITUDE, PruningStep
 from chita_opt.nn.gradual_training.result import GradualResult
 from chita_opt.nn.gradual_training.run import Run
 from chita_opt.nn.gradual_training.samples import Samples
@@ -21,6 +21,7 @@ from chita_opt.nn.layers import select_layers
 from chita_opt.nn.provenance import run_record
 from chita_opt.nn.sampling import Batch
 from chita_opt.nn.stages import Step
+from chita_opt.nn.stages.multi_stage import step_of
 from chita_opt.nn.stages.options import stage_families
 from chita_opt.nn.training_checkpoint import digest, tensor_digest
 from chita_opt.nn.trust.setting_aside import set_aside
@@ -118,7 +119,7 @@ def prune_and_train(
     families = stage_families(layer_map, support, sparsity, options)
     rest, held_out, reason = _split(data, options)
     samples = Samples(rest, options.seed)
-    step = step_of(method)
+    step = MAGNITUDE if method == MAGNITUDE else step_of(method)
     run = Run(
         trainee=Trainee(model, layer_map, options.power),
         objective=Objective(loss_fn, model, options.distillation),
@@ -150,11 +151,13 @@ def prune_and_train(
         run.notes["held_out"] = reason
     status = run.run(RunFile(path=options.checkpoint, run=told), clock)
     requested = 1.0 - k / p if sparsity is None else float(sparsity)
+    network = copy.deepcopy(run.trainee.folded()).eval()
+    returned = layer_map.weights(network) != 0  # by training, where a run was cut short
     return GradualResult(
-        copy.deepcopy(run.trainee.folded()).eval(),
+        network,
         layer_map,
         KeepCount(k, p, requested),
-        run.state.mask,
+        run.state.mask | returned,
         tuple(run.state.history),
         options.stages,
         status,

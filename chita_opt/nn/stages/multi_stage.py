@@ -110,7 +110,7 @@ def prune_in_stages(
     """
     options = (options or StageOptions()).changed(changes)
     clock = Clock(options.time_limit)
-    step = _step(method)
+    step = step_of(method)
     layer_map = select_layers(
         model,
         include=options.include,
@@ -146,7 +146,8 @@ def prune_in_stages(
     )
 
 
-def _step(method: str | Step) -> Step:
+def step_of(method: str | Step) -> Step:
+    """The step for a name of :func:`prune_in_stages`; a step stays what it is."""
     if not isinstance(method, str):
         return method
     own: dict[str, Step] = {"fast": Refit(), "blocks": BlockRounds()}
@@ -300,4 +301,4 @@ class _Run:
         self.progress = Progress(self.layer_map.weights(self.model), self.progress.rows)
 
 
-__all__ = ["prune_in_stages"]
+__all__ = ["prune_in_stages", "step_of"]
