@@ -12,7 +12,7 @@ from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.checkpoint import Checkpoint
 from chita_opt.exact.dominance import ordered
 from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import Node, root_node
+from chita_opt.exact.node import root_node
 from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.parallel import Crew
@@ -97,8 +97,8 @@ class Tree:
         As for :func:`branch_and_bound`.
     quadratic : Quadratic, optional
         That of the problem, where it is at hand.
-    warm : Node, optional
-        Its point starts the root's ascent: the root of the same quadratic under another count.
+    workers_first : bool
+        Whether workers are started before the root is bounded where the search may be long.
     ascent : AscentOptions, optional
         Accuracy of the bounds.
     target : float
@@ -112,7 +112,7 @@ class Tree:
         start: Solution | None = None,
         *,
         quadratic: Quadratic | None = None,
-        warm: Node | None = None,
+        workers_first: bool = True,
         ascent: AscentOptions | None = None,
         target: float = np.inf,
     ) -> None:
@@ -137,9 +137,7 @@ class Tree:
             root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
         if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
-        self.root_is_cold, self.kicked = warm is None, False
-        if warm is not None:
-            root.d, root.z, root.nu, root.mu = warm.d, warm.z, warm.nu, warm.mu
+        self.workers_first, self.kicked = workers_first, False
         self.search.push(root)
 
     def run(self) -> TreeResult:
@@ -157,7 +155,7 @@ class Tree:
 
     def _search(self) -> bool:
         with self.crew as crew:
-            if self.problem.p >= _LONG and self.root_is_cold:
+            if self.problem.p >= _LONG and self.workers_first:
                 crew.start()
             self.kicked = self.checkpoint.restore(self.search, self.best)
             if not self.kicked:

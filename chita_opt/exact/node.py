@@ -91,8 +91,6 @@ class Outcome:
         Supports (index arrays) worth solving exactly.
     steps : int
         Newton steps taken.
-    point : Node or None
-        The node after its first ascent: a warm start for the same state of a near problem.
     """
 
     lower: float
@@ -100,7 +98,6 @@ class Outcome:
     node: Node
     supports: list[Array] = field(default_factory=list)
     steps: int = 0
-    point: Node | None = None
 
     def children(self) -> tuple[Node, Node]:
         """The node with its branching weight out, and in."""

@@ -120,7 +120,6 @@ class NodeSolver:
         outcome.steps += bound.ascent.steps
         witness = bound.prove(d, v) if self.log is None else self.log.prove(bound, d, v)
         bound.inherit(node)
-        outcome.point = outcome.point or node.copy()
         if witness is None:
             return None
         if self.log is not None:

@@ -127,7 +127,10 @@ class PathSolver:
         problem = self.at(i)
         start = self._start(i, problem)
         with threadpool_limits(limits=1, user_api="blas"):
-            tree = Tree(problem, options, start, quadratic=self.quadratic, ascent=ascent)
+            tree = Tree(
+                problem, options, start, quadratic=self.quadratic, ascent=ascent,
+                workers_first=not self.tried,
+            )  # fmt: skip
             found = tree.run()
         self.nodes += found.nodes
         self.tried.add(i)

@@ -46,8 +46,8 @@ class Search:
         Smallest bound at which a node was closed or a part of it cut off.
     nodes, newton : int
         Nodes bounded and Newton steps taken.
-    root, root_point : float, Node
-        Bound before branching, and the root after its first ascent.
+    root : float
+        Bound before branching.
     heap : list of tuple
         (bound, ticket, node): open nodes, best bound first.
     dive : list of tuple
@@ -68,7 +68,6 @@ class Search:
     nodes: int = 0
     newton: int = 0
     root: float = -np.inf
-    root_point: Node | None = None
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     dive: list[tuple[float, Node]] = field(default_factory=list)
     out: dict[int, tuple[list[Node], Mark | None]] = field(default_factory=dict)
@@ -223,7 +222,7 @@ class Search:
         self.nodes += 1
         self.newton += outcome.steps
         if self.nodes == 1:
-            self.root, self.root_point = outcome.lower, outcome.point
+            self.root = outcome.lower
         if bool((outcome.node.state != node.state).any()):
             self.closed = min(self.closed, cutoff)  # what fixing cuts off reaches only the cutoff
         if outcome.branch < 0:
