@@ -214,7 +214,7 @@ def _budget_options(flag: str, *, network: bool) -> tuple[Callable[[Command], Co
     )
 
 
-family_options = (
+family_options: tuple[Callable[[Command], Command], ...] = (
     *_budget_options("--family", network=False),
     click.option(
         "--shape",

@@ -158,12 +158,10 @@ def _partition(text: str, size: int, layers: Shapes) -> SupportFamily:
     if kind in {"blocks", "rows"}:
         width, n = _whole_numbers(text, rest.split(":"), 2)
         return Budget.n_of_m(size, n, width)
-    numbers, _, axis = text.partition(":columns")
-    n, m = _whole_numbers(text, numbers.split(":"), 2)
-    if numbers == text:
+    pattern = text.removesuffix(":columns")
+    n, m = _whole_numbers(text, pattern.split(":"), 2)
+    if pattern == text:
         return Budget.n_of_m(size, n, m)
-    if axis:
-        raise _unknown(text)
     own = [n_of_m_along((shape[0], prod(shape[1:])), n, m, axis=0) for shape in layers]
     return join_layers(own)
 
