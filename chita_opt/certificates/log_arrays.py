@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from chita_opt.exact.result import BlockProof, ReductionProof
 
 Array = np.ndarray
-_LEAST = 1e-5  # split of weights fixed in, as a share of the largest
-_SHARES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # by which splits are lowered
+_LEAST = 1e-7  # split of weights fixed in, as a share of the largest
+_SHARES = (1e-9, 1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3)  # by which splits are lowered
 
 
 def log_arrays(

@@ -272,13 +272,9 @@ class _Hybrid:
         """One reduction, its cutoff as high as time allows; whether another may prove more."""
         assert self.best is not None and self.bound is not None
         costs, upper = ReducedCosts.of(self.problem, self.bound), self.best.objective
-        cutoff = costs.cutoff_for(self.aim or self._affordable, upper)
-        if self.ceiling is not None:
-            cutoff = min(cutoff, self.ceiling)
+        cutoff = self._cutoff(costs, upper)
         small = _TOO_SOON * (upper - self.lower)
         if cutoff <= self.lower + small:
-            return False
-        if self._elimination_seconds(costs.fates(cutoff)) > self._seconds(0.5):
             return False
         begin = self.clock.elapsed
         found = reduce_and_search(
@@ -303,6 +299,18 @@ class _Hybrid:
             self.aim = int(undecided * min(grown, _GROWTH))
         return not self.clock.expired
 
+    def _cutoff(self, costs: ReducedCosts, upper: float) -> float:
+        """The highest cutoff that leaves no more than time allows for, elimination included."""
+        aim = self.aim or self._affordable
+        while True:
+            cutoff = costs.cutoff_for(aim, upper)
+            if self.ceiling is not None:
+                cutoff = min(cutoff, self.ceiling)
+            seconds = self._elimination_seconds(costs.fates(cutoff))
+            if aim <= 1 or seconds <= self._seconds(0.5):
+                return cutoff
+            aim //= 2
+
     @property
     def _affordable(self) -> int:
         """Undecided weights that a tree has time for."""
@@ -311,10 +319,12 @@ class _Hybrid:
 
     def _speed(self) -> float:
         """Floating-point operations in a second, as the machine is now."""
-        M = np.ones((_SAMPLE, _SAMPLE))
-        begin = time.perf_counter()
-        M @ M
-        return 2.0 * _SAMPLE**3 / (time.perf_counter() - begin)
+        M, seconds = np.ones((_SAMPLE, _SAMPLE)), []
+        for _ in range(3):  # the fastest is the least disturbed
+            begin = time.perf_counter()
+            M @ M
+            seconds.append(time.perf_counter() - begin)
+        return 2.0 * _SAMPLE**3 / min(seconds)
 
     def _elimination_seconds(self, fates: Array) -> float:
         """Of forming the undecided weights' quadratic, here and twice in the certificate."""
