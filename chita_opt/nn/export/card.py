@@ -163,7 +163,9 @@ def _claims(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:
-    return f"## {title}\n\n{_rows([{'what': key, 'value': value} for key, value in values.items()])}"
+    return (
+        f"## {title}\n\n{_rows([{'what': key, 'value': value} for key, value in values.items()])}"
+    )
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
