@@ -67,6 +67,7 @@ class NodeBounds:
         spread = self.error * float(np.abs(data.w_bar).sum())
         self.b_error = gamma(p + 3) * (size + np.abs(data.g)) + spread
         self.at_zero: Enclosed = objective(data, np.zeros(p))
+        self.lowered = 0.0
         self._proven: dict[int, Array] = {}
 
     @classmethod
@@ -76,9 +77,14 @@ class NodeBounds:
         H: tuple[Array, float],
         b: tuple[Array, Array],
         at_zero: Enclosed,
+        lowered: float = 0.0,
     ) -> NodeBounds:
-        """From a quadratic f(0) + w'Hw/2 - b'w, each part with its error."""
+        """From a quadratic f(0) + w'Hw/2 - b'w, each part with its error.
+
+        ``lowered`` is what rounding has taken from the diagonal of H already.
+        """
         made = object.__new__(cls)
+        made.lowered = lowered
         made.p, made.family, made._proven = family.p, family, {}
         (made.H, made.error), (made.b, made.b_error), made.at_zero = H, b, at_zero
         return made

@@ -117,11 +117,13 @@ def reduced_bounds(problem: StoredProblem, fates: Array) -> NodeBounds:
     if not tau > 0.0:
         raise CertificateError("a weight without a ridge is kept by its fate: nothing bounds it")
     rest = _Elimination(H, eps, len(kept), tau)
-    S, R_size = rest.schur()
+    S, R_size, lowered = rest.schur()
     sides = (b[kept], b_error[kept]), (b[free], b_error[free])
     c, constant = rest.linear(*sides, at_zero)
     S[np.diag_indices(len(free))] -= 2.0 * R_size**2 / tau
-    return NodeBounds.of_parts(family, (S, 4 * _U * float(np.abs(S).max())), c, constant)
+    lowered += 2.0 * R_size**2 / tau
+    S_error = 4 * _U * float(np.abs(S).max())
+    return NodeBounds.of_parts(family, (S, S_error), c, constant, lowered)
 
 
 class _Elimination:
@@ -134,8 +136,8 @@ class _Elimination:
         prove_semidefinite(self.A, np.full(n, tau), eps)
         self.Y = np.linalg.solve(self.A, self.B)
 
-    def schur(self) -> tuple[Array, float]:
-        """Not above the exact S, as matrices go; and a bound on the Frobenius norm of R."""
+    def schur(self) -> tuple[Array, float, float]:
+        """Not above the exact S, as matrices go; a bound on |R|; what S was lowered by."""
         A, B, C, Y, g = self.A, self.B, self.C, self.Y, self.g
         R = B - A @ Y
         a, b, y = (float(np.linalg.norm(M)) for M in (A, B, Y))
@@ -149,7 +151,7 @@ class _Elimination:
         error = g * (float(np.linalg.norm(C)) + b * y + y * R_size) + y * R_error
         error += self.spread * (1.0 + wide)
         S[np.diag_indices(len(S))] -= 2.0 * error
-        return S, R_size * (1.0 + g)
+        return S, R_size * (1.0 + g), 2.0 * error
 
     def linear(
         self, kept: tuple[Array, Array], free: tuple[Array, Array], at_zero: Enclosed
