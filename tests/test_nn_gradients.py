@@ -287,9 +287,9 @@ def test_rows_of_some_weights(kind: str, share: float) -> None:
     drawn = torch.rand(layers.size, generator=torch.Generator().manual_seed(0)) < share
     columns = drawn.nonzero().squeeze(1)
     for m in (1, 4):
-        choice = RowChoice(rows=7, batch_size=m)
-        every = gradient_rows(net, cross_entropy, data, layers, choice)
-        some = gradient_rows(net, cross_entropy, data, layers, choice, columns=columns)
+        every = gradient_rows(net, cross_entropy, data, layers, RowChoice(rows=7, batch_size=m))
+        choice = RowChoice(rows=7, batch_size=m, columns=columns)
+        some = gradient_rows(net, cross_entropy, data, layers, choice)
         assert some.A.shape == (7, len(columns)) and some.path == every.path
         assert torch.allclose(some.A, every.A[:, columns], rtol=1e-5, atol=1e-7)
 

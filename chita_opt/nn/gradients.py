@@ -66,7 +66,6 @@ def gradient_rows(
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     out: Tensor | None = None,
-    columns: Tensor | None = None,
 ) -> GradientRows:
     r"""Compute gradients of the loss by the selected weights, one row per mini-batch.
 
@@ -89,7 +88,8 @@ def gradient_rows(
     layer_map : LayerMap
         The weights to differentiate by, from :func:`chita_opt.nn.select_layers`.
     choice : RowChoice
-        How many rows of how many samples, and which samples.
+        How many rows of how many samples, which samples, and the gradients of which weights:
+        p is their number.
     memory_limit : int, optional
         Bytes that the result and the working memory together may take (on the model's device;
         the working memory is an estimate). The rows are computed in chunks that fit.
@@ -98,8 +98,6 @@ def gradient_rows(
     out : Tensor, optional
         Memory for the result, (p, n) float32 on the model's device, such as ``At`` of earlier rows
         that are no longer needed: fresh memory costs as much time as a good part of the rows.
-    columns : Tensor, optional
-        (s,) sorted int64, the weights whose gradients are wanted; p is s then. All by default.
 
     Returns
     -------
@@ -124,9 +122,8 @@ def gradient_rows(
     precision a ReLU at its kink may differ), and used only if it agrees to 1e-5 of the largest
     entry of each layer.
     """
-    inputs = (model, loss_fn, data, layer_map, choice)
-    with RowComputation.prepared(*inputs, columns) as computation:
-        p, n = layer_map.size if columns is None else len(columns), computation.source.rows
+    with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
+        p, n = computation.width, computation.source.rows
         chunk = computation.chunk(memory_limit, held=4 * n * p)
         rows_t = _result(out, p, n, computation.device)
         for start, count in computation.chunks(chunk):
@@ -175,7 +172,7 @@ def gradient_file(
         As for :func:`gradient_rows`, or if the disk has no room for the file.
     """
     with RowComputation.prepared(model, loss_fn, data, layer_map, choice) as computation:
-        p, n = layer_map.size, computation.source.rows
+        p, n = computation.width, computation.source.rows
         chunk = computation.chunk(memory_limit, row=4 * p)
         room = _WAITING if memory_limit is None else memory_limit - chunk * computation.row_bytes
         room = min(n, max(chunk, room // (4 * p) // chunk * chunk))

@@ -162,6 +162,7 @@ def build_problem(
         rows=options.rows,
         batch_size=options.batch_size,
         seed=options.seed if by_number(data) else None,
+        columns=columns,
     )
     w_bar, gradient, alpha = layer_map.weights(model), None, options.alpha
     w_bar = w_bar if columns is None else w_bar[columns]
@@ -173,9 +174,7 @@ def build_problem(
         found, gradient, alpha = sampled.rows, sampled.gradient, 0.0
         rows: Tensor | LowRank = found.A
     else:
-        found, rows = _loss_gradients(
-            model, loss_fn, data, layer_map, choice, options, out, columns
-        )
+        found, rows = _loss_gradients(model, loss_fn, data, layer_map, choice, options, out)
     problem = from_gradients(rows, w_bar, ridge=options.ridge, supports=supports, first_order=alpha)
     notes = {
         "curvature": f"{options.rows} {_ROWS[options.curvature]} of {options.batch_size} samples",
@@ -204,7 +203,6 @@ def _loss_gradients(
     choice: RowChoice,
     options: PruneOptions,
     out: Tensor | None,
-    columns: Tensor | None,
 ) -> tuple[GradientRows, Tensor | LowRank]:
     """Gradient rows, and what the problem is made of: themselves, or the curvature of a file."""
     limit, path = options.memory_limit, options.gradient_file
@@ -214,9 +212,7 @@ def _loss_gradients(
 
     inputs = (model, loss_fn, data, layer_map, choice)
     if path is None:
-        found = gradient_rows(
-            *inputs, memory_limit=limit, progress=progress, out=out, columns=columns
-        )
+        found = gradient_rows(*inputs, memory_limit=limit, progress=progress, out=out)
         return found, found.A
     found = gradient_file(*inputs, path=path, memory_limit=limit, progress=progress)
     return found, open_gradients(path, memory_limit=limit)

@@ -73,17 +73,16 @@ class RowComputation:
     @classmethod
     @contextmanager
     def prepared(
-        cls,
-        model: nn.Module,
-        loss_fn: Loss,
-        data: Any,
-        layer_map: LayerMap,
-        choice: RowChoice,
-        columns: Tensor | None = None,
+        cls, model: nn.Module, loss_fn: Loss, data: Any, layer_map: LayerMap, choice: RowChoice
     ) -> Iterator[RowComputation]:
         """Put the model in eval mode, open the data, choose the engine."""
         with evaluating(model), full_precision(model_device(model)):
-            yield cls(model, loss_fn, layer_map, open_rows(data, choice), columns)
+            yield cls(model, loss_fn, layer_map, open_rows(data, choice), choice.columns)
+
+    @property
+    def width(self) -> int:
+        """Weights of a row."""
+        return self._map.size if self._columns is None else len(self._columns)
 
     @property
     def samples(self) -> int:

@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowChoice:
-    """Which samples form which gradient row.
+    """Which samples form which gradient row, and whose gradients a row holds.
 
     Attributes
     ----------
@@ -31,12 +31,15 @@ class RowChoice:
         The samples that form each row. ``rows`` and ``batch_size`` then need not be given.
     seed : int, optional
         Draw the samples by a permutation with this seed rather than taking the first n * m.
+    columns : Tensor, optional
+        (s,) sorted int64, the weights whose gradients are wanted; all by default.
     """
 
     rows: int | None = None
     batch_size: int | None = None
     index: Any = None
     seed: int | None = None
+    columns: Tensor | None = None
 
 
 class RowSource(ABC):
