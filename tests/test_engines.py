@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import nll_loss
 
 from chita_opt.cli import run
 from chita_opt.errors import EngineError, ProblemError
@@ -32,6 +33,7 @@ from chita_opt.exact import (
 from chita_opt.exact.racing import Board
 from chita_opt.exact.racing import _run as race_run
 from chita_opt.nn import PruningResult, prune
+from chita_opt.nn.stages import StageOptions
 from chita_opt.solution import Status
 
 from .problems import make_problem
@@ -108,6 +110,20 @@ def test_engines_refuse_what_they_cannot_be() -> None:
         ParallelEngine(retries=-1)
     with pytest.raises(ProblemError, match="workers is 0"):
         prune(nn.Linear(2, 2), None, torch.randn(9, 2), sparsity=0.5, workers=0)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"curvature": "inputs"}, {"scope": "layer"}, {"workers": None, "scheduler": "tcp://none:1"},
+     {"curvature": "inputs", "scope": "layer", "method": "hybrid"}],
+)  # fmt: skip
+def test_workers_are_refused_where_layers_are_one_problem(asked: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    data = torch.randn(9, 2), torch.zeros(9, dtype=torch.int64)
+    with pytest.raises(ProblemError, match=r"leave out workers|independent"):
+        prune(net, nll_loss, data, sparsity=0.5, rows=9, **{"workers": 2, **asked})
+    with pytest.raises(ProblemError, match="leave them out"):
+        StageOptions(workers=2)
 
 
 def curves(engine: ParallelEngine) -> tuple[ValueCurve, ...]:

@@ -10,9 +10,37 @@ from collections.abc import Callable, Mapping
 
 from chita_opt.bounds import Bound
 from chita_opt.certificates.pipeline import Effort, prove, run_method
+from chita_opt.errors import ProblemError
 from chita_opt.exact import ParallelEngine
+from chita_opt.nn.layer_map import LayerMap
+from chita_opt.nn.pruning_options import BLOCKWISE, PruneOptions
+from chita_opt.nn.pruning_problem import layer_families
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution
+from chita_opt.supports import SupportFamily
+
+
+def check_engine(
+    options: PruneOptions, method: str, layer_map: LayerMap, supports: SupportFamily
+) -> None:
+    """Refuse workers where there is one problem over all layers, which they cannot share.
+
+    Raises
+    ------
+    ProblemError
+        With what would make the layers independent.
+    """
+    if options.engine is None:
+        return
+    if method == "hybrid":
+        raise ProblemError("method='hybrid' looks at all layers together; leave out workers")
+    apart = options.curvature in BLOCKWISE and any(layer_families(layer_map, supports))
+    if not apart:
+        raise ProblemError(
+            "workers and scheduler share out layers that are independent; curvature="
+            f"{options.curvature!r} with {supports.name} is one problem. Leave them out, or take "
+            "curvature='inputs' or 'row_gradients' and scope='layer' or a split"
+        )
 
 
 def solve_apart(

@@ -20,7 +20,7 @@ from chita_opt.certificates.pipeline import (
     run_method,
     share,
 )
-from chita_opt.nn.layer_engine import bound_apart, solve_apart
+from chita_opt.nn.layer_engine import bound_apart, check_engine, solve_apart
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.mac_budget import mac_budget
@@ -121,6 +121,7 @@ def prune(
         support, sparsity = family, None
     w_bar = layer_map.weights(model)
     supports = build_family(layer_map, support, sparsity, options, w_bar=w_bar)
+    check_engine(options, method, layer_map, supports)
     guard, no_trust = Guard.open(model, loss_fn, data, layer_map, options)
     network = build_problem(model, loss_fn, data, layer_map, supports, options)
     measured = clock.elapsed

@@ -16,6 +16,7 @@ from chita_opt.nn.trust.verdict import TrustThresholds
 from chita_opt.supports.budget_splits import Split
 
 Progress = Callable[[str, int, int], object]
+BLOCKWISE = ("inputs", "row_gradients")  # no coupling between layers
 CURVATURES = ("gradients", "row_gradients", "sampled", "inputs")
 
 
@@ -87,7 +88,8 @@ class PruneOptions:
         Processes for layers that are independent of each other (``curvature="inputs"`` or
         "row_gradients" with a budget for each layer), one thread each; the result is the same to
         the last bit for any number unless a time limit ends the work. By default they are solved
-        here one after the other, with the threads that torch has.
+        here one after the other, with the threads that torch has. Refused where all layers are
+        one problem.
     scheduler : str, optional
         Address of a dask scheduler whose workers take the layers instead.
     progress : callable, optional

@@ -264,7 +264,7 @@ def _from_blocks(
     curvature = BlockDiagonal([b for item in layer_map for b in blocks[item.name]])
     problem = _placed(Problem(curvature, w_bar, rho, supports, g), options)
     parts = {}
-    families = _layer_families(layer_map, supports)
+    families = layer_families(layer_map, supports)
     for item, family in zip(layer_map, families, strict=False):
         s, own = slice(item.start, item.stop), blocks[item.name]
         whole = own[0] if len(own) == 1 else BlockDiagonal(own)
@@ -279,7 +279,7 @@ def _row_blocks(item: LayerSlice, gram: LayerGram) -> list[Curvature]:
     return [SharedRows(H, item.rows_cols[0] // gram.groups) for H in gram.H]
 
 
-def _layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[SupportFamily]:
+def layer_families(layer_map: LayerMap, supports: SupportFamily) -> Iterator[SupportFamily]:
     """Each layer's own family where no group and no total spans two layers; else nothing."""
     if isinstance(supports, LayerFamilies):
         if [part.size for part in supports.parts] == list(layer_map.sizes):
@@ -366,4 +366,11 @@ def _draw(size: int, count: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-__all__ = ["NetworkProblem", "build_family", "build_problem", "by_number", "drawn_samples"]
+__all__ = [
+    "NetworkProblem",
+    "build_family",
+    "build_problem",
+    "by_number",
+    "drawn_samples",
+    "layer_families",
+]

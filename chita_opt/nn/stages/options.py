@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chita_opt.errors import ProblemError, SupportError
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.pruning_options import PruneOptions
+from chita_opt.nn.pruning_options import BLOCKWISE, PruneOptions
 from chita_opt.nn.pruning_problem import build_family
 from chita_opt.nn.stages.schedules import stage_counts, stage_sparsities
 from chita_opt.supports import MinimumKeeps, SupportFamily, TwoBudgets, needs_count
@@ -47,7 +47,7 @@ class StageOptions(PruneOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         stage_sparsities(self.schedule, 0.5, self.stages, base=self.base)  # refuses what is wrong
-        if self.curvature in ("inputs", "row_gradients"):
+        if self.curvature in BLOCKWISE:
             raise ProblemError(
                 f"curvature={self.curvature!r}: stages model the loss by rows of gradients over "
                 "all layers; use 'gradients' or 'sampled'"
@@ -56,6 +56,11 @@ class StageOptions(PruneOptions):
             raise ProblemError(
                 f"split={self.split!r}: stages divide a count of their own each; use 'uniform' or "
                 "'erk'"
+            )
+        if self.engine is not None:
+            raise ProblemError(
+                "workers and scheduler share out independent layers; a stage's problem is over all "
+                "layers: leave them out"
             )
         if self.certify:
             raise ProblemError(
