@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,8 @@ import torch
 from chita_opt.cli import BAD_INPUT, OK, run
 from chita_opt.nn import load_weights
 
-NETS = """
-import torch
-from torch import nn
+from .user_nets import write_nets
 
-def make():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
-
-def data():
-    torch.manual_seed(2)
-    x = torch.randn(300, 8)
-    return x, x[:, :4].argmax(1)
-"""
 CALL = (
     *("prune-in-stages", "--model", "staged_nets:make", "--data", "staged_nets:data"),
     *("--stages", "3", "--rows", "16", "--batch-size", "4", "--sparsity", "0.75"),
@@ -33,10 +21,7 @@ CALL = (
 
 @pytest.fixture(autouse=True)
 def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "staged_nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "staged_nets", raising=False)
+    write_nets(tmp_path, "staged_nets", monkeypatch)
 
 
 def test_prune_in_stages(capsys: pytest.CaptureFixture[str]) -> None:

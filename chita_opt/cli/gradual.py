@@ -16,7 +16,13 @@ from chita_opt.cli.options import (
     NetworkOutput,
     UserCode,
 )
-from chita_opt.cli.pruning import accuracies, read_user_code, show, write_network
+from chita_opt.cli.pruning import (
+    accuracies,
+    read_user_code,
+    shared_options,
+    show,
+    write_network,
+)
 from chita_opt.cli.screen import check_folders
 from chita_opt.cli.user_code import LOSSES
 from chita_opt.nn.gradual_training import Distillation, GradualOptions, prune_and_train
@@ -62,26 +68,13 @@ def library_options(
     output: NetworkOutput,
 ) -> GradualOptions:
     """The library's options for the command line's."""
-    alpha = curvature.first_order
     distillation = None
     if training.distill:
         distillation = Distillation(weight=training.distill, temperature=training.temperature)
     return GradualOptions(
-        k=budget.k,
-        curvature=curvature.curvature,  # type: ignore[arg-type]
-        scope=layers.scope,  # type: ignore[arg-type]
-        trust=output.trust,
-        holdout=output.holdout,
-        rows=curvature.rows,
-        batch_size=curvature.batch_size,
-        first_order=alpha if alpha == "1/m" else float(alpha),
-        ridge=curvature.ridge,
-        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
-        include=layers.include or None,
-        exclude=layers.exclude,
+        **shared_options(budget, curvature, layers, output),
         seed=gradual.seed,
         time_limit=gradual.time_limit,
-        memory_limit=layers.memory_limit,
         stages=gradual.pruning_steps,
         schedule=gradual.schedule,
         base=gradual.base,

@@ -82,30 +82,39 @@ def prune_options(
     shown: Stages,
 ) -> PruneOptions:
     """The library's options for the command line's."""
-    first_order: float | str = curvature.first_order
     return PruneOptions(
-        k=budget.k,
-        curvature=curvature.curvature,
-        scope=layers.scope,
+        **shared_options(budget, curvature, layers, output),
         split=division.split,
         workers=division.workers,
         scheduler=division.scheduler,
         certify=output.certify,
-        trust=output.trust,
-        holdout=output.holdout,
-        rows=curvature.rows,
-        batch_size=curvature.batch_size,
-        first_order=first_order if first_order == "1/m" else float(first_order),
-        ridge=curvature.ridge,
-        ridge_unit=curvature.ridge_unit,
-        include=layers.include or None,
-        exclude=layers.exclude,
         seed=effort.seed,
         time_limit=effort.time_limit,
         target_gap=effort.gap,
-        memory_limit=layers.memory_limit,
         progress=shown.report,
     )
+
+
+def shared_options(
+    budget: BudgetChoice, curvature: CurvatureChoice, layers: LayerChoice, output: NetworkOutput
+) -> dict[str, Any]:
+    """What every way of pruning a network has an option for."""
+    alpha = curvature.first_order
+    return {
+        "k": budget.k,
+        "curvature": curvature.curvature,
+        "rows": curvature.rows,
+        "batch_size": curvature.batch_size,
+        "first_order": alpha if alpha == "1/m" else float(alpha),
+        "ridge": curvature.ridge,
+        "ridge_unit": curvature.ridge_unit,
+        "scope": layers.scope,
+        "include": layers.include or None,
+        "exclude": layers.exclude,
+        "memory_limit": layers.memory_limit,
+        "trust": output.trust,
+        "holdout": output.holdout,
+    }
 
 
 def read_user_code(code: UserCode) -> tuple[nn.Module, Any, Any]:
@@ -188,6 +197,7 @@ __all__ = [
     "read_test_data",
     "read_user_code",
     "run_prune",
+    "shared_options",
     "show",
     "write_network",
 ]

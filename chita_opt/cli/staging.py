@@ -13,7 +13,13 @@ from chita_opt.cli.options import (
     NetworkOutput,
     UserCode,
 )
-from chita_opt.cli.pruning import accuracies, read_user_code, show, write_network
+from chita_opt.cli.pruning import (
+    accuracies,
+    read_user_code,
+    shared_options,
+    show,
+    write_network,
+)
 from chita_opt.cli.screen import check_folders, stages
 from chita_opt.cli.stage_options import StageChoice
 from chita_opt.cli.user_code import LOSSES
@@ -60,23 +66,10 @@ def _options(
     choice: StageChoice,
     output: NetworkOutput,
 ) -> StageOptions:
-    alpha = curvature.first_order
     return StageOptions(
-        k=budget.k,
-        curvature=curvature.curvature,  # type: ignore[arg-type]
-        scope=layers.scope,  # type: ignore[arg-type]
-        trust=output.trust,
-        holdout=output.holdout,
-        rows=curvature.rows,
-        batch_size=curvature.batch_size,
-        first_order=alpha if alpha == "1/m" else float(alpha),
-        ridge=curvature.ridge,
-        ridge_unit=curvature.ridge_unit,  # type: ignore[arg-type]
-        include=layers.include or None,
-        exclude=layers.exclude,
+        **shared_options(budget, curvature, layers, output),
         seed=choice.seed,
         time_limit=choice.time_limit,
-        memory_limit=layers.memory_limit,
         stages=choice.stages,
         schedule=choice.schedule,
         base=choice.base,
