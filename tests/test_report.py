@@ -160,7 +160,8 @@ def test_half_precision_is_compared_by_value_or_mask(files: Path, tmp_path: Path
     path = tmp_path / "half.safetensors"
     save_weights(path, net, masks=saved.masks, metadata=saved.metadata)
     text = page(tmp_path, path, files / "certificate.safetensors")
-    assert "the values could not be compared" in text
+    by_mask = "the values could not be compared" in text  # numpy may know the type, or not
+    assert by_mask or "is about other weights than those in" in text
 
 
 def test_a_claim_better_than_the_proof_is_named(files: Path, tmp_path: Path) -> None:
