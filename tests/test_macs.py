@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from chita_opt.errors import LayerError, SupportError
-from chita_opt.nn import count_macs, prune, prune_in_stages, select_layers
+from chita_opt.nn import (
+    TrainingRecipe,
+    count_macs,
+    prune,
+    prune_and_train,
+    prune_in_stages,
+    select_layers,
+)
 from chita_opt.supports import MinimumKeeps, TwoBudgets
 
 
@@ -136,6 +143,14 @@ def test_shares_out_of_range_are_refused() -> None:
         count.budget(mac_cut=1.5)
     with pytest.raises(SupportError, match="lower the minima"):
         count.budget(sparsity=0.99, minimum=0.5)
+
+
+def test_training_takes_a_budget_of_multiplications_from_text() -> None:
+    model, data = nn.Linear(8, 4), (torch.randn(60, 8), torch.arange(60) % 4)
+    recipe = TrainingRecipe(epochs=2, batch_size=20)
+    own = {"stages": 2, "rows": 3, "trust": False, "recipe": recipe}
+    found = prune_and_train(model, cross_entropy, data, support="macs:0.5", **own)
+    assert 0 < found.nnz <= 16
 
 
 @pytest.mark.parametrize("stages", [False, True])

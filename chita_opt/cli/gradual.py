@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 
-from chita_opt.cli import INTERRUPTED, OK
 from chita_opt.cli.gradual_options import GradualChoice, TrainingChoice
-from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import (
     BudgetChoice,
     CurvatureChoice,
@@ -16,18 +13,11 @@ from chita_opt.cli.options import (
     NetworkOutput,
     UserCode,
 )
-from chita_opt.cli.pruning import (
-    accuracies,
-    read_user_code,
-    shared_options,
-    show,
-    write_network,
-)
+from chita_opt.cli.pruning import finish, read_user_code, shared_options
 from chita_opt.cli.screen import check_folders
 from chita_opt.cli.user_code import LOSSES
 from chita_opt.nn.gradual_training import Distillation, GradualOptions, prune_and_train
 from chita_opt.nn.train import TrainingRecipe
-from chita_opt.solution import Status
 
 
 def run_gradual(
@@ -50,13 +40,8 @@ def run_gradual(
         method=method,
         options=options,
     )
-    pruned = result.apply_(copy.deepcopy(model))
-    measured = accuracies(model, pruned, test) | {
-        "ridge": options.ridge, "seed": options.seed, "run": how_run(code.checkpoint)
-    }  # fmt: skip
-    write_network(output, pruned, result, measured)
-    show(result.report() | measured, result.summary, output)
-    return INTERRUPTED if result.status is Status.INTERRUPTED else OK
+    settings = {"ridge": options.ridge, "seed": options.seed}
+    return finish(code, output, model, test, result, settings)
 
 
 def library_options(

@@ -28,8 +28,10 @@ from chita_opt.cli.solving import certificate_report
 from chita_opt.cli.user_code import LOSSES, build_model, call
 from chita_opt.errors import DataError
 from chita_opt.nn import PruneOptions, PruningResult, accuracy, prune, save_weights
+from chita_opt.nn.gradual_training import GradualResult
 from chita_opt.nn.provenance import fingerprint
 from chita_opt.nn.pruned_weights import PrunedWeights
+from chita_opt.nn.stages import StagedResult
 from chita_opt.solution import Status
 
 
@@ -123,6 +125,22 @@ def read_user_code(code: UserCode) -> tuple[nn.Module, Any, Any]:
     return model, call(code.data, "--data")(), read_test_data(code.test)
 
 
+def finish(
+    code: UserCode,
+    output: NetworkOutput,
+    model: nn.Module,
+    test: Any,
+    result: StagedResult | GradualResult,
+    settings: Mapping[str, Any],
+) -> int:
+    """Measure, write and print a result without a certificate; the exit code."""
+    pruned = result.apply_(copy.deepcopy(model))
+    measured = accuracies(model, pruned, test) | {**settings, "run": how_run(code.checkpoint)}
+    write_network(output, pruned, result, measured)
+    show(result.report() | measured, result.summary, output)
+    return INTERRUPTED if result.status is Status.INTERRUPTED else OK
+
+
 def write_network(
     output: NetworkOutput,
     pruned: nn.Module,
@@ -193,6 +211,7 @@ def show(report: dict[str, Any], summary: str, output: NetworkOutput) -> None:
 
 __all__ = [
     "accuracies",
+    "finish",
     "prune_options",
     "read_test_data",
     "read_user_code",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
-from chita_opt.cli import INTERRUPTED, OK
-from chita_opt.cli.how_run import how_run
 from chita_opt.cli.options import (
     BudgetChoice,
     CurvatureChoice,
@@ -13,18 +9,11 @@ from chita_opt.cli.options import (
     NetworkOutput,
     UserCode,
 )
-from chita_opt.cli.pruning import (
-    accuracies,
-    read_user_code,
-    shared_options,
-    show,
-    write_network,
-)
+from chita_opt.cli.pruning import finish, read_user_code, shared_options
 from chita_opt.cli.screen import check_folders, stages
 from chita_opt.cli.stage_options import StageChoice
 from chita_opt.cli.user_code import LOSSES
 from chita_opt.nn.stages import StageOptions, prune_in_stages
-from chita_opt.solution import Status
 
 
 def run_staged(
@@ -50,13 +39,8 @@ def run_staged(
             options=_options(budget, curvature, layers, choice, output),
             progress=shown.report,
         )
-    pruned = result.apply_(copy.deepcopy(model))
-    measured = accuracies(model, pruned, test) | {
-        "ridge": curvature.ridge, "seed": choice.seed, "run": how_run(code.checkpoint)
-    }  # fmt: skip
-    write_network(output, pruned, result, measured)
-    show(result.report() | measured, result.summary, output)
-    return INTERRUPTED if result.status is Status.INTERRUPTED else OK
+    settings = {"ridge": curvature.ridge, "seed": choice.seed}
+    return finish(code, output, model, test, result, settings)
 
 
 def _options(

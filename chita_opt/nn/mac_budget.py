@@ -20,8 +20,10 @@ def mac_budget(
     layer_map: LayerMap,
     data: Any,
     sparsity: float | None,
-) -> SupportFamily | None:
-    """The family that ``macs:CUT`` or ``macs:CUT:MINIMUM`` asks for; None for any other support.
+) -> tuple[str | SupportFamily, float | None]:
+    """What ``macs:CUT`` or ``macs:CUT:MINIMUM`` asks for, as a family that holds its own counts.
+
+    Any other support, and its sparsity, are handed back as they are.
 
     CUT is the share of the multiplications to remove, MINIMUM the share of each layer's weights
     that the budget sets aside for it; see :meth:`MacCount.budget`. A sparsity is the other budget.
@@ -33,7 +35,7 @@ def mac_budget(
         cannot be read twice.
     """
     if not isinstance(support, str) or not support.startswith("macs:"):
-        return None
+        return support, sparsity
     try:
         cut, minimum = (*map(float, support.split(":")[1:]), 0.0)[:2]
         if support.count(":") > 2:
@@ -49,7 +51,7 @@ def mac_budget(
         )
     inputs = next(input_batches(data, batch_size=1, samples=1))
     counted = count_macs(model, layer_map, inputs)
-    return counted.budget(sparsity=sparsity or 0.0, mac_cut=cut, minimum=minimum)
+    return counted.budget(sparsity=sparsity or 0.0, mac_cut=cut, minimum=minimum), None
 
 
 __all__ = ["mac_budget"]

@@ -117,8 +117,7 @@ def prune(
         biases=options.biases,
         norms=options.norms,
     )
-    if (family := mac_budget(support, model, layer_map, data, sparsity)) is not None:
-        support, sparsity = family, None
+    support, sparsity = mac_budget(support, model, layer_map, data, sparsity)
     w_bar = layer_map.weights(model)
     supports = build_family(layer_map, support, sparsity, options, w_bar=w_bar)
     check_engine(options, method, layer_map, supports)

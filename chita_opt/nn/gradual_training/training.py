@@ -18,6 +18,7 @@ from chita_opt.nn.gradual_training.run import Run
 from chita_opt.nn.gradual_training.samples import Samples
 from chita_opt.nn.gradual_training.trainee import Trainee
 from chita_opt.nn.layers import select_layers
+from chita_opt.nn.mac_budget import mac_budget
 from chita_opt.nn.provenance import run_record
 from chita_opt.nn.sampling import Batch
 from chita_opt.nn.stages import Step
@@ -116,6 +117,7 @@ def prune_and_train(
         biases=options.biases,
         norms=options.norms,
     )
+    support, sparsity = mac_budget(support, model, layer_map, data, sparsity)
     families = stage_families(layer_map, support, sparsity, options)
     rest, held_out, reason = _split(data, options)
     samples = Samples(rest, options.seed)

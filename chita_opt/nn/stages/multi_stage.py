@@ -118,8 +118,7 @@ def prune_in_stages(
         biases=options.biases,
         norms=options.norms,
     )
-    if (family := mac_budget(support, model, layer_map, data, sparsity)) is not None:
-        support, sparsity = family, None
+    support, sparsity = mac_budget(support, model, layer_map, data, sparsity)
     families = stage_families(layer_map, support, sparsity, options)
     trust = StageTrust.open(model, loss_fn, data, layer_map, options)
     if method == "fast" and trust.step is not None:
