@@ -28,6 +28,7 @@ COLUMNS = (
     "sparsity", "method", "objective", "lower", "gap_%", "plain_gap_%", "share_of_plain", "seconds",
     "accuracy_%",
 )  # fmt: skip
+ROUNDING = 1e-9  # of the upper end that a certificate gives, relative
 SHARE = 2 / 3  # of the plain bound's gap, which the hybrid's may not exceed
 
 
@@ -107,11 +108,11 @@ def main() -> None:
         own = hybrid_row(problem, options.limit)
         own["plain_gap_%"] = plain["gap_%"]
         own["share_of_plain"] = own["gap_%"] / plain["gap_%"]
-        best = min(row["objective"] for row in rows)
+        level = min(row["objective"] for row in rows) * (1.0 + ROUNDING)
+        where = "at or below" if own["objective"] <= level else "ABOVE"
         notes.append(
-            f"{sparsity:g}: objective {'at or below' if own['objective'] <= best else 'ABOVE'} the "
-            f"best other, gap {own['share_of_plain']:.2f} of the plain one's "
-            f"(asked: {SHARE:.2f})"
+            f"{sparsity:g}: objective {where} the best other, gap "
+            f"{own['share_of_plain']:.2f} of the plain one's (asked: {SHARE:.2f})"
         )
         table += [{"sparsity": sparsity, **row} for row in [*rows, own]]
     notes.append(f"objective, bound and gap are {SCOPE}; {torch.get_num_threads()} threads")

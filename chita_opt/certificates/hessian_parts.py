@@ -19,27 +19,32 @@ Array = np.ndarray
 _U = 2.0**-53
 
 
-def hessian_part(data: QuadraticData, index: Array) -> tuple[Array, float]:
-    """H = C + diag(rho) on ``index`` (m,), and a bound on the error of its entries."""
-    H, error, start = np.zeros((len(index), len(index))), 0.0, 0
+def hessian_part(data: QuadraticData, index: Array) -> tuple[Array, Array]:
+    """H = C + diag(rho) on ``index`` (m,), and a (m,) whose products bound its entries' errors.
+
+    The error of entry i, j is at most a_i a_j: that of a product of columns is at most gamma times
+    their lengths, so the error as a matrix is at most the sum of the squares, far below what the
+    largest entry's error gives.
+    """
+    H, squares, start = np.zeros((len(index), len(index))), np.zeros(len(index)), 0
     for block in blocks_of(data.specification, data.curvature):
         size = block.size // block.rows
         for _ in range(block.rows):
             here = np.flatnonzero((index >= start) & (index < start + size))
-            own, own_error = _part_of(block, index[here] - start)
-            H[np.ix_(here, here)] = own
-            error, start = max(error, own_error), start + size
+            H[np.ix_(here, here)], squares[here] = _part_of(block, index[here] - start)
+            start += size
     H[np.diag_indices(len(index))] += data.rho[index]
-    return H, error + _U * float(np.abs(np.diag(H)).max(initial=0.0))
+    return H, np.sqrt(squares + _U * np.abs(np.diag(H))) * (1.0 + 4 * _U)
 
 
-def _part_of(block: Block, index: Array) -> tuple[Array, float]:
-    if not len(index):
-        return np.zeros((0, 0)), 0.0
-    if block.columns is not None:
-        return gram(Block(block.columns[index], block.scale, None, 1, len(index)))
-    assert block.H is not None
-    return block.H[np.ix_(index, index)], 0.0
+def _part_of(block: Block, index: Array) -> tuple[Array, Array]:
+    """Entries, and the squares of the lengths that their errors are bounded by."""
+    if block.columns is None:
+        assert block.H is not None
+        return block.H[np.ix_(index, index)], np.zeros(len(index))
+    own = Block(block.columns[index], block.scale, None, 1, len(index))
+    lengths = (own.columns.astype(np.float64) ** 2).sum(1) * own.scale
+    return gram(own)[0], gamma(own.columns.shape[1] + 8) * lengths
 
 
 def hessian_product(data: QuadraticData, x: Array) -> tuple[Array, Array]:

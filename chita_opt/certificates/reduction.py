@@ -107,16 +107,17 @@ def reduced_bounds(problem: StoredProblem, fates: Array) -> NodeBounds:
     """Bounds over the undecided weights, the kept ones eliminated, with all rounding errors."""
     data = problem.data
     kept, free = np.flatnonzero(fates == IN), np.flatnonzero(fates == FREE)
-    H, eps = hessian_part(data, np.concatenate([kept, free]))
+    H, sizes = hessian_part(data, np.concatenate([kept, free]))
     product, product_error = hessian_product(data, data.w_bar)
     b, b_error = product - data.g, product_error + 2 * _U * (np.abs(product) + np.abs(data.g))
     at_zero, family = objective(data, np.zeros(problem.p)), restricted_family(problem, fates)
     if not len(kept):
-        return NodeBounds.of_parts(family, (H, eps), (b[free], b_error[free]), at_zero)
+        error = float(sizes.max()) ** 2 * (1.0 + 4 * _U)
+        return NodeBounds.of_parts(family, (H, error), (b[free], b_error[free]), at_zero)
     tau = 0.5 * float(data.rho[kept].min())
     if not tau > 0.0:
         raise CertificateError("a weight without a ridge is kept by its fate: nothing bounds it")
-    rest = _Elimination(H, eps, len(kept), tau)
+    rest = _Elimination(H, sizes, len(kept), tau)
     S, R_size, lowered = rest.schur()
     sides = (b[kept], b_error[kept]), (b[free], b_error[free])
     c, constant = rest.linear(*sides, at_zero)
@@ -127,29 +128,32 @@ def reduced_bounds(problem: StoredProblem, fates: Array) -> NodeBounds:
 
 
 class _Elimination:
-    """The change of variables of this module's formulas, of a stored H whose entries err by eps."""
+    r"""The change of variables of this module's formulas, of an H with :math:`|E_{ij}|\le a_ia_j`.
 
-    def __init__(self, H: Array, eps: float, n: int, tau: float) -> None:
+    With W = [-Y; I] the errors of H change S by W'EW, of norm at most :math:`|c|^2` for
+    :math:`c=a_U+|Y|^\top a_K`, and R by :math:`E_{KU}-E_{KK}Y`, at most :math:`|a_K||c|`.
+    """
+
+    def __init__(self, H: Array, sizes: Array, n: int, tau: float) -> None:
         self.A, self.B, self.C = H[:n, :n], H[:n, n:], H[n:, n:]
-        self.eps, self.tau, self.g = eps, tau, gamma(n + 4)
-        self.spread = eps * len(H)  # of the errors of H, as a matrix
-        prove_semidefinite(self.A, np.full(n, tau), eps)
+        self.kept, self.free = sizes[:n], sizes[n:]
+        self.tau, self.g = tau, gamma(n + 4)
+        prove_semidefinite(self.A, np.full(n, tau), float(self.kept @ self.kept) / n)
         self.Y = np.linalg.solve(self.A, self.B)
+        self.spread = (self.free + np.abs(self.Y).T @ self.kept) * (1.0 + self.g)  # c above
 
     def schur(self) -> tuple[Array, float, float]:
         """Not above the exact S, as matrices go; a bound on |R|; what S was lowered by."""
         A, B, C, Y, g = self.A, self.B, self.C, self.Y, self.g
         R = B - A @ Y
         a, b, y = (float(np.linalg.norm(M)) for M in (A, B, Y))
-        wide = min(y**2, float(np.abs(Y).sum(0).max() * np.abs(Y).sum(1).max()))
         R_error = g * (b + a * y)
-        R_size = (
-            float(np.linalg.norm(R)) + R_error + self.spread * len(C) ** 0.5 * (1.0 + wide**0.5)
-        )
+        c = float(np.linalg.norm(self.spread))
+        R_size = float(np.linalg.norm(R)) + R_error + float(np.linalg.norm(self.kept)) * c
         S = C - B.T @ Y - Y.T @ R
         S = 0.5 * (S + S.T)
         error = g * (float(np.linalg.norm(C)) + b * y + y * R_size) + y * R_error
-        error += self.spread * (1.0 + wide)
+        error += c**2
         S[np.diag_indices(len(S))] -= 2.0 * error
         return S, R_size * (1.0 + g), 2.0 * error
 
@@ -159,12 +163,12 @@ class _Elimination:
         """b_S with its errors, and the constant less what the terms in t may take."""
         (b, b_error), (c, c_error), g = kept, free, self.g
         y = np.linalg.solve(self.A, b)
-        length, size = self.eps * float(np.abs(y).sum()), np.abs(self.A) @ np.abs(y)
+        length, size = float(self.kept @ np.abs(y)), np.abs(self.A) @ np.abs(y)
         e = self.A @ y - b
-        e_error = g * (size + np.abs(b)) + b_error + length
+        e_error = g * (size + np.abs(b)) + b_error + self.kept * length
         linear = c - self.B.T @ y + self.Y.T @ e
         error = g * (np.abs(c) + np.abs(self.B.T) @ np.abs(y) + np.abs(self.Y.T) @ np.abs(e))
-        error += c_error + length + np.abs(self.Y.T) @ e_error
+        error += c_error + self.free * length + np.abs(self.Y.T) @ e_error
         value = at_zero.value - 0.5 * float(b @ y) + 0.5 * float(y @ e)
         slack = float(np.abs(y) @ (g * (np.abs(b) + np.abs(e)) + b_error + e_error))
         slack += (float(np.linalg.norm(e)) + float(np.linalg.norm(e_error))) ** 2 / self.tau

@@ -18,6 +18,7 @@ from chita_opt.exact.lapack_calls import factor, inverse, solve
 from chita_opt.supports.base import Array
 
 _BACK = 0.6  # factor on a step that leaves the cone or does not gain
+_INSIDE = 0.7
 
 
 class Rows(NamedTuple):
@@ -105,8 +106,13 @@ def value(rows: Rows, point: Point, mu: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def ascend_once(calls: Any, rows: Rows, point: Point, mu: float, room: Room) -> tuple[float, float]:
-    """Move ``point`` by a damped Newton step; its decrement and length, nan where it fails."""
+def ascend_once(
+    calls: Any, rows: Rows, point: Point, mu: float, room: Room, inside: float
+) -> tuple[float, float]:
+    """Move ``point`` by a damped Newton step; its decrement and length, nan where it fails.
+
+    The step goes at most the share ``inside`` of the way to where H - diag(d) is singular.
+    """
     failed = (np.nan, 0.0)
     n, r, d, nu, v = len(point.d), point.r, point.d, point.nu, point.v
     Si, N, M = room.Si, room.N, room.M
@@ -135,19 +141,23 @@ def ascend_once(calls: Any, rows: Rows, point: Point, mu: float, room: Room) -> 
         room.scalars, room.side, room.solved, room.rhs, room.answer, N, v, room.nu_block, d, nu,
         step_r, step_d, step_nu, room.work,
     )  # fmt: skip
-    return decrement, _search(calls, rows, point, mu, room, decrement, longest)
+    return decrement, _search(calls, rows, point, mu, room, decrement, longest, inside)
 
 
 @njit(cache=True, nogil=True)
 def _search(
-    calls: Any, rows: Rows, point: Point, mu: float, room: Room, decrement: float, longest: float
-) -> float:
+    calls: Any, rows: Rows, point: Point, mu: float, room: Room, decrement: float, longest: float,
+    inside: float,
+) -> float:  # fmt: skip
     """Backtrack from the longest step; the length taken, 0 where none gains."""
     old = value(rows, point, mu)
     trial = room.trial
     step_r, step_d, step_nu = room.step
     length = min(1.0, 0.9 * longest)
     for _ in range(30):
+        if inside < 1.0 and not _definite(calls, rows, point, step_d, length / inside, room):
+            length *= _BACK
+            continue
         trial.r[:] = point.r + length * step_r
         trial.d[:] = point.d + length * step_d
         trial.nu[:] = point.nu + length * step_nu
@@ -161,3 +171,13 @@ def _search(
                 return length
         length *= _BACK
     return 0.0
+
+
+@njit(cache=True, nogil=True)
+def _definite(
+    calls: Any, rows: Rows, point: Point, step_d: Array, length: float, room: Room
+) -> bool:
+    """Whether H less the split so far along the step is positive definite."""
+    room.trial.d[:] = point.d + length * step_d
+    less_diagonal(rows.H, room.trial.d, room.trial.L)
+    return bool(factor(calls, room.trial.L, room.n_info))

@@ -13,7 +13,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.neighbourhood import NeighbourhoodOptions, neighbourhood_search
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
+from chita_opt.exact.reduction import ReducedCosts, explore, reduce_and_search
 from chita_opt.exact.result import (
     BlockProof,
     HistoryRow,
@@ -31,11 +31,13 @@ _STEP_FLOPS = 8.0  # of one Newton step of a split, in cubes of the weights, at 
 _STEPS = 60  # Newton steps that a search should have time for
 _SAMPLE = 600  # size of the product by which the machine's speed is measured
 _SMALL = 200  # weights up to which the tree needs no help
-_TREE = 0.7  # share of the seconds left that a reduction gets
+_FIRST = 0.04  # share of the seconds that the first reduction's root should take
+_TREE = 0.4  # share of the seconds left that a reduction gets
 _SEARCH = 0.15  # and windows
+_KICKS = 0.15  # and swap searches from kicks, before every reduction
 _WIDEST, _COUNTS = 40, 2000  # blocks, and counts over all of them, that are solved one by one
 _TOO_SOON = 1e-3  # share of the gap below which a rise of the claim counts as none
-_GROWTH = 2.0  # most by which the undecided weights grow after a reduction that was proven
+_GROWTH = 1.1, 1.2  # by which the undecided weights grow after a proof, at least and at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +88,9 @@ def hybrid(
     First the default heuristic and the dual bound. Then, in rounds: windows of undecided weights
     are solved exactly (:func:`neighbourhood_search`); and the weights whose fate the bound proves
     against a cutoff are eliminated, so that a tree with the best diagonal splits is left with the
-    undecided ones (:mod:`chita_opt.exact.reduction`). The cutoff lies so high that the tree has
-    time for what is left undecided, and moves to where its bound ends. A small problem is left to
-    the tree whole, and solved to optimality.
+    undecided ones (:mod:`chita_opt.exact.reduction`). The first cutoff leaves few; it rises with
+    every proof as the time left allows, and after a tree that ran out of time lies between what was
+    proven and what was asked. A small problem is left to the tree whole, and solved to optimality.
 
     Parameters
     ----------
@@ -134,7 +136,13 @@ class _Hybrid:
         self.nodes, self.root = 0, -float("inf")
         self.aim: int | None = None  # undecided weights to leave, and the highest cutoff to try
         self.ceiling: float | None = None
-        self.stats = {"windows": 0.0, "helped": 0.0, "reductions": 0.0, "undecided": 0.0}
+        self.stats = {
+            "windows": 0.0,
+            "helped": 0.0,
+            "explored": 0.0,
+            "reductions": 0.0,
+            "undecided": 0.0,
+        }
 
     def run(self, start: Solution | None) -> TreeResult:
         """First weights and bound, then rounds; Ctrl-C ends it with what is at hand."""
@@ -249,7 +257,7 @@ class _Hybrid:
             search = search and self._search(round_number, share)
             if self.finished:
                 return
-            reduce = reduce and self._reduce()
+            reduce = reduce and self._reduce(round_number)
 
     def _search(self, round_number: int, share: float) -> bool:
         """Exact windows; whether another round of them may help."""
@@ -268,11 +276,24 @@ class _Hybrid:
         self._take(found)
         return helped or found.status is Status.TIME_LIMIT  # patience has not ended it
 
-    def _reduce(self) -> bool:
+    def _explore(self, cutoff: float, round_number: int) -> float:
+        """Kicks among the weights left undecided; the objective after them."""
+        assert self.best is not None and self.bound is not None
+        found = explore(
+            self.problem, self.bound, self.best, cutoff,
+            seconds=self._seconds(_KICKS), seed=self.seed + round_number,
+        )  # fmt: skip
+        self.stats["explored"] += float(found is not self.best)
+        self._take(found)
+        return self.best.objective
+
+    def _reduce(self, round_number: int) -> bool:
         """One reduction, its cutoff as high as time allows; whether another may prove more."""
         assert self.best is not None and self.bound is not None
         costs, upper = ReducedCosts.of(self.problem, self.bound), self.best.objective
         cutoff = self._cutoff(costs, upper)
+        upper = self._explore(cutoff, round_number)
+        cutoff = min(cutoff, upper)
         small = _TOO_SOON * (upper - self.lower)
         if cutoff <= self.lower + small:
             return False
@@ -296,7 +317,7 @@ class _Hybrid:
         else:  # as many more as the time left allows, judging by this one
             spent = max(self.clock.elapsed - begin, 1e-3)
             grown = (0.5 * self._seconds(_TREE) / spent) ** (1.0 / 3.0)
-            self.aim = int(undecided * min(grown, _GROWTH))
+            self.aim = int(undecided * min(max(grown, _GROWTH[0]), _GROWTH[1])) + 1
         return not self.clock.expired
 
     def _cutoff(self, costs: ReducedCosts, upper: float) -> float:
@@ -314,7 +335,7 @@ class _Hybrid:
     @property
     def _affordable(self) -> int:
         """Undecided weights that a tree has time for."""
-        flops = 0.5 * _TREE * self._seconds(1.0) * self._speed() / (_STEPS * _STEP_FLOPS)
+        flops = self._seconds(_FIRST) * self._speed() / (_STEPS * _STEP_FLOPS)
         return max(1, min(self.options.undecided, max(int(flops ** (1.0 / 3.0)), 64)))
 
     def _speed(self) -> float:

@@ -21,6 +21,7 @@ from chita_opt.supports.base import Array
 _NEAR = 0.05  # relative distance to the incumbent within which a support is improved by swaps
 _SEARCH_SHARE = 0.15  # share of the time that swap searches may take
 _KICK_EVERY = 5  # weights for one kick
+_KICKED = 0.05, 0.3  # shares of the kept weights that a kick drops
 _KICK_SECONDS, _KICK_SHARE = 3.0, 0.05  # time for them, without a limit and as a share of it
 
 
@@ -62,21 +63,31 @@ class Incumbents:
             self.take(first)
         self._swap(first.w.cpu(), time_limit=limit)
 
-    def kick(self) -> None:
+    def kick(
+        self,
+        seconds: float | None = None,
+        *,
+        shares: tuple[float, float] = _KICKED,
+        seed: int = 0,
+    ) -> None:
         """Leave the swap search's optimum: drop some kept weights, fill up at random, swap again.
 
         An incumbent a hair better closes many nodes, so this pays early in a tree that is not
-        small; it takes no longer than everything before it.
+        small; without ``seconds`` it takes no longer than everything before it. ``shares`` are the
+        least and the most of the kept weights that are dropped.
         """
-        problem, draw = self.problem, torch.Generator().manual_seed(0)
+        problem, draw = self.problem, torch.Generator().manual_seed(seed)
         worth = keep_scores(problem).cpu()
-        seconds = _KICK_SECONDS if self.clock.limit is None else _KICK_SHARE * self.clock.limit
-        end = self.clock.elapsed + min(seconds, self.clock.elapsed)
+        if seconds is None:
+            limit = self.clock.limit
+            most = _KICK_SECONDS if limit is None else _KICK_SHARE * limit
+            seconds = min(most, self.clock.elapsed)
+        end = self.clock.elapsed + seconds
         for _ in range(problem.p // _KICK_EVERY):
             kept = torch.from_numpy(np.flatnonzero(self.w))
             if self.clock.elapsed > end or not len(kept):
                 return
-            share = 0.05 + 0.25 * float(torch.rand((), generator=draw))
+            share = shares[0] + (shares[1] - shares[0]) * float(torch.rand((), generator=draw))
             count = max(2, int(share * len(kept)))
             mask = torch.zeros(problem.p, dtype=torch.bool)
             mask[kept[torch.randperm(len(kept), generator=draw)[count:]]] = True

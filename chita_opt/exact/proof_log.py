@@ -129,21 +129,22 @@ class ProofLog:
         Weights fixed in get the best values given v, so that their residual vanishes, and a tiny
         split; those fixed out are zero.
         """
-        from chita_opt.exact.bounding import lower_split
+        from chita_opt.exact.bounding import lower_split, same_pulls
 
         state, free, q = bound.node.state, bound.free, self.quadratic
         kept, rest = np.flatnonzero(state == IN), np.flatnonzero(state != OUT)
         point, split = np.zeros(q.size), np.zeros(q.size)
-        point[free], split[free] = v, _INWARD * d
+        point[free], split[free] = v, d
         if len(kept):
             A = np.asfortranarray(q.H[np.ix_(kept, kept)])
             right = q.b[kept] - q.H[np.ix_(kept, free)] @ v
             point[kept] = lapack.dposv(A, right, lower=1)[1]
             split[kept] = _TINY * q.H.diagonal()[kept]
         H = np.asfortranarray(q.H[np.ix_(rest, rest)])
-        proven = lower_split(H, split[rest], q.margin(state != OUT))
+        proven = lower_split(H, _INWARD * split[rest], q.margin(state != OUT))
         if proven is None:
             return None
+        point[rest] = same_pulls(H, split[rest], point[rest], proven)
         split[rest] = proven
         s, base = self._gains(H, rest, point[rest], proven)
         inside = state[rest] == IN

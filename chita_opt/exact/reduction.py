@@ -25,16 +25,18 @@ from chita_opt.bounds import Bound, dual_point
 from chita_opt.curvature import Dense
 from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.branch_and_bound import Tree
+from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.result import ReductionProof, TreeProof, TreeResult
 from chita_opt.problem import Problem
-from chita_opt.solution import Solution, Status
+from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import SupportFamily, restrict
 from chita_opt.supports.base import Array
 
 _SAFE = 1e-10  # relative room that a verifier's own arithmetic finds
-_CLOSE = AscentOptions(enough=0.1)
+_KICKED = 0.005, 0.06  # shares of the kept weights that a kick drops
+_CLOSE = AscentOptions(enough=0.1, shrink=0.5, inside=0.7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +193,42 @@ def reduce_and_search(
     return Reduced(solution, ReductionProof(bound, cutoff, fates, log), tree)
 
 
+def explore(
+    problem: Problem,
+    bound: Bound,
+    incumbent: Solution,
+    cutoff: float,
+    *,
+    seconds: float,
+    seed: int = 0,
+) -> Solution:
+    """Swap searches from small kicks among the weights that ``cutoff`` leaves undecided.
+
+    In the whole problem a swap reads all weights; here thousands of times fewer, so that many
+    kicks can be tried. Never worse than the incumbent.
+
+    Parameters
+    ----------
+    problem, bound, incumbent, cutoff
+        As for :func:`reduce_and_search`.
+    seconds : float
+        Over the kicks; forming the rest comes on top.
+    seed : int
+        Of the kicks.
+    """
+    costs = ReducedCosts.of(problem, bound)
+    may_keep = bool((problem.rho > 0.0).all())
+    rest = undecided(problem, _with_something_free(costs, cutoff, may_keep))
+    start = rest.start(incumbent)
+    if start is None:
+        return incumbent
+    search = Incumbents(rest.problem, Quadratic.of(rest.problem), Clock(None), start)
+    search.kick(seconds, shares=_KICKED, seed=seed)
+    found = rest.lift(problem, torch.from_numpy(search.w != 0.0), "hybrid")
+    better = found.is_feasible and found.objective < incumbent.objective
+    return found if better else incumbent
+
+
 def undecided(problem: Problem, fates: Array) -> Rest:
     """The rest of a problem, formed in float64 from the data."""
     kept, index = np.flatnonzero(fates == IN), np.flatnonzero(fates == FREE)
@@ -219,4 +257,4 @@ def _with_something_free(costs: ReducedCosts, cutoff: float, may_keep: bool) -> 
     return fates
 
 
-__all__ = ["Reduced", "ReducedCosts", "Rest", "reduce_and_search", "undecided"]
+__all__ = ["Reduced", "ReducedCosts", "Rest", "explore", "reduce_and_search", "undecided"]

@@ -69,10 +69,13 @@ class SplitAscent:
         The quadratic.
     state : DualState
         Strictly feasible start.
+    inside : float
+        Most of the way to a singular H - diag(d) that a step may go; 1 to look only at where it
+        ends. With H of low rank but for a ridge steps end so near to singular that none recovers.
     """
 
-    def __init__(self, reduced: Reduced, state: DualState) -> None:
-        self.node, self.mu, self.steps = reduced, state.mu, 0
+    def __init__(self, reduced: Reduced, state: DualState, inside: float = 1.0) -> None:
+        self.node, self.mu, self.steps, self.inside = reduced, state.mu, 0, inside
         n, m = len(state.d), len(state.nu)
         self._rows = Rows(
             np.asfortranarray(reduced.H),
@@ -116,7 +119,9 @@ class SplitAscent:
 
     def newton(self) -> float:
         """One damped Newton step at the present mu; the decrement over mu, nan if none gains."""
-        decrement, self.length = ascend_once(CALLS, self._rows, self._point, self.mu, self._room)
+        decrement, self.length = ascend_once(
+            CALLS, self._rows, self._point, self.mu, self._room, self.inside
+        )
         self.steps += 1
         return float(decrement / self.mu) if self.length > 0.0 else np.nan
 
