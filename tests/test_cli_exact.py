@@ -27,6 +27,20 @@ def test_searches_agree_with_enumeration(
     assert report["status"] == "optimal"
 
 
+def test_the_hybrid_by_name(
+    capsys: pytest.CaptureFixture[str], instance: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "hybrid.safetensors"
+    limits = ("--time-limit", 20, "--save-certificate", file)
+    report = solved(
+        capsys, "solve", instance, "--k", 3, "--ridge", RIDGE, "--method", "hybrid", *limits
+    )
+    assert report["method"] == "hybrid"
+    assert report["upper"] == pytest.approx(optimum(instance, 3), rel=1e-8)
+    code, out, _ = call(capsys, "verify", file)
+    assert code == OK and "accuracy" in out
+
+
 def test_the_relaxation_by_name(capsys: pytest.CaptureFixture[str], instance: Path) -> None:
     report = solved(capsys, "solve", instance, "--k", 3, "--method", "relaxation")
     assert report["method"] == "relax_round" and report["bound_proof"] in ("dual", "trivial")

@@ -29,7 +29,7 @@ from chita_opt.exact import (
     hybrid,
     solve_blocks,
 )
-from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
+from chita_opt.exact.reduction import ReducedCosts, explore, reduce_and_search
 from chita_opt.heuristics import solve
 from chita_opt.nn import prune
 from chita_opt.problem import Problem, from_gradients
@@ -165,6 +165,20 @@ def test_larger_problems_beat_the_plain_bound_and_never_worsen() -> None:
     assert certificate.lower <= found.lower * (1 + 1e-9)
     assert certificate.lower > plain.value + 0.99 * (found.lower - plain.value)
     assert [row.lower for row in found.history] == sorted(row.lower for row in found.history)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.3, 1.0])
+def test_kicks_among_the_undecided_never_worsen(cutoff: float) -> None:
+    """Whatever is left undecided, weights come back allowed, and no worse than they were."""
+    problem = wide(2)
+    start = solve(problem, "magnitude")
+    bound = dual_bound(problem, start=solve(problem))
+    level = bound.value + cutoff * (start.objective - bound.value)
+    found = explore(problem, bound, start, level, seconds=0.5)
+    assert found.is_feasible
+    assert bound.value <= found.objective <= start.objective
+    better = explore(problem, bound, solve(problem), level, seconds=0.5)
+    assert better.objective <= solve(problem).objective
 
 
 def test_time_limits_leave_weights_and_a_bound() -> None:

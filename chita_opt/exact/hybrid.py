@@ -86,7 +86,8 @@ def hybrid(
     """Solve by a heuristic, exact neighbourhood search and reduction in turn, with one bound.
 
     First the default heuristic and the dual bound. Then, in rounds: windows of undecided weights
-    are solved exactly (:func:`neighbourhood_search`); and the weights whose fate the bound proves
+    are solved exactly (:func:`neighbourhood_search`); swaps are searched from kicks among the
+    undecided; and the weights whose fate the bound proves
     against a cutoff are eliminated, so that a tree with the best diagonal splits is left with the
     undecided ones (:mod:`chita_opt.exact.reduction`). The first cutoff leaves few; it rises with
     every proof as the time left allows, and after a tree that ran out of time lies between what was
