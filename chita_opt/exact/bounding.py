@@ -15,7 +15,6 @@ from chita_opt.exact.split_ascent import DualState, Reduced, SplitAscent
 from chita_opt.supports.base import Array
 
 _EPS = float(np.finfo(np.float64).eps)
-_MAX_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class AscentOptions:
     inside : float
         Most of the way to a singular H - diag(d) that a step may go. Below 1 it costs a seventh
         more and is worth it for a bound alone, where H has low rank but for its ridge.
+    most_steps : int
+        Newton steps after which an ascent ends wherever it is.
     """
 
     enough: float = 0.6
@@ -61,6 +62,7 @@ class AscentOptions:
     finished: float = 3.0
     branching: float = 0.05
     inside: float = 1.0
+    most_steps: int = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +164,7 @@ class NodeBound:
         ascent = self.ascent
         assert ascent is not None
         lower, best = self._value(), (ascent.d.copy(), ascent.v.copy())
-        for _ in range(_MAX_STEPS):
+        for _ in range(self.options.most_steps):
             decrement = ascent.newton()
             if not np.isfinite(decrement):
                 break

@@ -36,7 +36,7 @@ from chita_opt.supports.base import Array
 
 _SAFE = 1e-10  # relative room that a verifier's own arithmetic finds
 _KICKED = 0.005, 0.06  # shares of the kept weights that a kick drops
-_CLOSE = AscentOptions(enough=0.1, shrink=0.5, inside=0.7)
+_CLOSE = AscentOptions(enough=0.1, shrink=0.5, inside=0.7, most_steps=100)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ from chita_opt.solution import Clock, Solution
 from chita_opt.supports.base import Array
 
 STRENGTHS = ("dual", "diagonal", "pairs", "lagrangian", "tree")
-_CLOSE = AscentOptions(enough=2e-4)
+_CLOSE = AscentOptions(enough=2e-4, shrink=0.5, inside=0.7, most_steps=150)
 
 
 @dataclass(frozen=True, eq=False)
