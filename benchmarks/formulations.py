@@ -20,7 +20,7 @@ from measuring import report
 from reference_data import data_root
 
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
-from chita_opt.exact.outer_approximation_cuts import root_witness
+from chita_opt.exact.outer_approximation.cuts import root_witness
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.formulations import (
     optimal_diagonal_relaxation,

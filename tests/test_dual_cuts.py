@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from chita_opt.bounds import candidate_splits, dual_bound, safe_split
 from chita_opt.errors import ProblemError
-from chita_opt.exact.outer_approximation_covers import shortest_cover
-from chita_opt.exact.outer_approximation_cuts import CutMaker
-from chita_opt.exact.outer_approximation_split import split_at, weights_at
+from chita_opt.exact.outer_approximation.covers import shortest_cover
+from chita_opt.exact.outer_approximation.cuts import CutMaker
+from chita_opt.exact.outer_approximation.split import split_at, weights_at
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.formulations import DualCut, add_dual_cut, cleaned, dual_cut, dual_cuts_milp
 from chita_opt.problem import Problem

@@ -21,8 +21,8 @@ from chita_opt.bounds import dual_point
 from chita_opt.errors import CurvatureError, MethodError, ProblemError
 from chita_opt.exact import enumerate_optimum, enumerate_supports
 from chita_opt.exact.outer_approximation import OuterApproximation, outer_approximation
-from chita_opt.exact.outer_approximation_master import Master
-from chita_opt.exact.outer_approximation_search import Search
+from chita_opt.exact.outer_approximation.master import Master
+from chita_opt.exact.outer_approximation.search import Search
 from chita_opt.formulations import DualCut, block_widths, cost_budget
 from chita_opt.heuristics import magnitude
 from chita_opt.instances import correlated_instance, load_instance, planted_instance
@@ -143,7 +143,7 @@ def test_ctrl_c_returns_incumbent_and_bound() -> None:
 
 def test_an_interrupt_during_swaps_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The swap search ends quietly on Ctrl-C; the whole search must end as well."""
-    module = import_module("chita_opt.exact.outer_approximation_search")
+    module = import_module("chita_opt.exact.outer_approximation.search")
     swaps = module.local_search
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -155,7 +155,7 @@ def test_an_interrupt_during_swaps_is_passed_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_interrupt_that_a_library_keeps_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("chita_opt.exact.outer_approximation_search")
+    module = import_module("chita_opt.exact.outer_approximation.search")
     heuristic = module.heuristic
 
     def silent(*args: Any, **options: Any) -> Any:
@@ -295,8 +295,8 @@ def test_the_master_keeps_cuts_starts_and_fixings() -> None:
 
 
 def test_a_wrong_word_of_the_solver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chita_opt.exact import outer_approximation_search as search
-    from chita_opt.exact.outer_approximation_master import Round
+    from chita_opt.exact.outer_approximation import search
+    from chita_opt.exact.outer_approximation.master import Round
 
     problem = correlated_instance(40, 14, seed=3).problem(
         ridge=1e-4, supports=Budget.cardinality(14, 5)

@@ -16,7 +16,7 @@ from chita_opt.cli.options import InstanceBudget
 from chita_opt.cli.screen import check_folders, number, print_json
 from chita_opt.cli.solving import instance_problem
 from chita_opt.curvature import Curvature, Dense, LowRank
-from chita_opt.exact.outer_approximation_cuts import root_witness
+from chita_opt.exact.outer_approximation.cuts import root_witness
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.formulations import (
     big_m_miqp,

@@ -25,7 +25,7 @@ from chita_opt.cli.solving import (
 )
 from chita_opt.errors import MethodError, ProblemError
 from chita_opt.exact import TreeOptions, branch_and_bound
-from chita_opt.exact.outer_approximation_result import TraceRow
+from chita_opt.exact.outer_approximation.result import TraceRow
 from chita_opt.exact.result import HistoryRow, TreeResult
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status, Trace

@@ -11,7 +11,7 @@ import torch
 
 from chita_opt.curvature import Dense
 from chita_opt.errors import MethodError, MissingDependencyError
-from chita_opt.exact.outer_approximation_cuts import root_witness
+from chita_opt.exact.outer_approximation.cuts import root_witness
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.result import relative_gap
 from chita_opt.formulations import (

@@ -8,8 +8,8 @@ from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
 from chita_opt.exact.interrupts import noticing_interrupts
-from chita_opt.exact.outer_approximation_result import OuterApproximation
-from chita_opt.exact.outer_approximation_search import Search
+from chita_opt.exact.outer_approximation.result import OuterApproximation
+from chita_opt.exact.outer_approximation.search import Search
 from chita_opt.formulations.model_parts import SideConstraint
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
@@ -31,7 +31,7 @@ def outer_approximation(
     Rounds of a mixed-integer linear program in the indicators
     (:func:`chita_opt.formulations.dual_cuts_milp`), solved through Pyomo, each followed by cuts at
     the masks that it found: tight at the mask, with the split that is best at a point between the
-    mask and the optimum of the relaxation with the best split (:mod:`.outer_approximation_split`).
+    mask and the optimum of the relaxation with the best split (:mod:`.split`).
     Before the first round and after each better incumbent, weights whose other value is proven
     worse are fixed, those kept are eliminated by a Schur complement and those pruned dropped, which
     makes every later split stronger.

@@ -13,10 +13,10 @@ from chita_opt.exact.allowed import allowed
 from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.node import Node, root_node
 from chita_opt.exact.node_solver import NodeSolver
-from chita_opt.exact.outer_approximation_covers import Covers, shortest_cover
-from chita_opt.exact.outer_approximation_cuts import CutMaker, root_witness
-from chita_opt.exact.outer_approximation_master import Master, Round
-from chita_opt.exact.outer_approximation_result import OuterApproximation, TraceRow
+from chita_opt.exact.outer_approximation.covers import Covers, shortest_cover
+from chita_opt.exact.outer_approximation.cuts import CutMaker, root_witness
+from chita_opt.exact.outer_approximation.master import Master, Round
+from chita_opt.exact.outer_approximation.result import OuterApproximation, TraceRow
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.formulations.dual_cuts import DualCut, cleaned
 from chita_opt.formulations.model_parts import SideConstraint

@@ -17,7 +17,7 @@ from chita_opt.curvature import Dense, LowRank
 from chita_opt.exact.allowed import allowed
 from chita_opt.exact.bounding import AscentOptions, NodeBound
 from chita_opt.exact.node import root_node
-from chita_opt.exact.outer_approximation_split import split_at, weights_at
+from chita_opt.exact.outer_approximation.split import split_at, weights_at
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.formulations.dual_cuts import DualCut
 from chita_opt.problem import Problem
