@@ -207,7 +207,7 @@ def test_exports_exist_and_hide_no_module() -> None:
 @pytest.mark.parametrize(
     "source, module",
     [
-        ("from chita_opt.nn import prune", "chita_opt.exact.tree"),
+        ("from chita_opt.nn import prune", "chita_opt.exact.tree_search.tree"),
         ("def f():\n    from chita_opt.solution import Solution", "chita_opt.problem"),
         ("from ..formulations import perspective", "chita_opt.heuristics.iht"),
         ("import chita_opt.heuristics.iht", "chita_opt.formulations.master"),
@@ -218,7 +218,7 @@ def test_exports_exist_and_hide_no_module() -> None:
             "chita_opt.exact",
         ),
         ("import_module('chita_opt.nn.prune')", "chita_opt.certificates"),
-        ("from formulations import perspective", "chita_opt.exact.tree"),
+        ("from formulations import perspective", "chita_opt.exact.tree_search.tree"),
     ],
 )
 def test_a_wrong_import_is_seen(source: str, module: str) -> None:

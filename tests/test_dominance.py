@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from chita_opt.exact import TreeOptions, branch_and_bound, enumerate_optimum
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.branch_and_bound import Tree
-from chita_opt.exact.dominance import Chain, Ordered, Twins, ordered
 from chita_opt.exact.quadratic import FREE, IN, Quadratic
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.branch_and_bound import Tree
+from chita_opt.exact.tree_search.dominance import Chain, Ordered, Twins, ordered
 from chita_opt.problem import Problem, from_gradients, from_hessian
 from chita_opt.solution import Status
 from chita_opt.supports import Budget, SupportFamily

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions, NodeBound
-from chita_opt.exact.node import root_node
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
-from chita_opt.exact.removal_bound import RemovalBound
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
+from chita_opt.exact.tree_search.node import root_node
+from chita_opt.exact.tree_search.removal_bound import RemovalBound
 from chita_opt.problem import Problem
 from chita_opt.supports import Budget
 

@@ -11,11 +11,11 @@ import torch
 from chita_opt.certificates import certify
 from chita_opt.certificates.hessian_parts import hessian_part
 from chita_opt.certificates.problem_data import read_problem
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions, NodeBound, same_pulls
-from chita_opt.exact.branch_and_bound import root_node
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound, same_pulls
+from chita_opt.exact.tree_search.branch_and_bound import root_node
+from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem, from_gradients
 from chita_opt.supports import Budget

@@ -22,14 +22,14 @@ from chita_opt.exact import (
     enumerate_optimum,
     parallel,
 )
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import root_node
-from chita_opt.exact.node_solver import NodeSolver
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
-from chita_opt.exact.tree import Search
-from chita_opt.exact.workers import Answer, Slice, Worker
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.incumbents import Incumbents
+from chita_opt.exact.tree_search.node import root_node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
+from chita_opt.exact.tree_search.proof_log import ProofLog
+from chita_opt.exact.tree_search.tree import Search
+from chita_opt.exact.tree_search.workers import Answer, Slice, Worker
 from chita_opt.heuristics import solve
 from chita_opt.instances import correlated_instance
 from chita_opt.problem import Problem

@@ -3,7 +3,6 @@
 from chita_opt.exact.bit_width_search import BitWidthSolution, solve_bit_widths
 from chita_opt.exact.bit_widths import BitWidthProblem, quantised
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
-from chita_opt.exact.branch_and_bound import branch_and_bound
 from chita_opt.exact.budget_split import BudgetSplit, join_curves, split_curves, value_at
 from chita_opt.exact.engines import ParallelEngine
 from chita_opt.exact.enumerate import Enumeration, enumerate_optimum, enumerate_supports
@@ -24,6 +23,7 @@ from chita_opt.exact.result import (
     TreeResult,
 )
 from chita_opt.exact.strengths import ProvenBound, lower_bound
+from chita_opt.exact.tree_search.branch_and_bound import branch_and_bound
 from chita_opt.exact.value_curves import CurveOptions, ValueCurve, value_curve, value_curves
 
 __all__ = [

@@ -22,10 +22,10 @@ import torch
 
 from chita_opt.errors import ProblemError
 from chita_opt.exact.blocks import Coupling, block_paths, split_into_blocks
-from chita_opt.exact.bounding import AscentOptions
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path import PathSolver
 from chita_opt.exact.result import BlockProof, TreeResult
+from chita_opt.exact.tree_search.bounding import AscentOptions
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget

@@ -16,11 +16,11 @@ import torch
 from chita_opt.bounds import Bound
 from chita_opt.curvature import SupportSolver
 from chita_opt.errors import ProblemError
-from chita_opt.exact.branch_and_bound import branch_and_bound
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.outer_approximation import outer_approximation
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.reduction import ReducedCosts, Rest
+from chita_opt.exact.tree_search.branch_and_bound import branch_and_bound
 from chita_opt.exact.windows import Windows, apparent_costs
 from chita_opt.heuristics import solve
 from chita_opt.heuristics.incumbent import check_start

@@ -31,9 +31,9 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array, hstack, identity
 
 from chita_opt.errors import ProblemError
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.node import root_node
 from chita_opt.exact.quadratic import FREE, Quadratic
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.node import root_node
 from chita_opt.problem import Problem
 from chita_opt.supports.base import Array
 

@@ -15,14 +15,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
-from chita_opt.exact.bounding import AscentOptions
-from chita_opt.exact.branch_and_bound import Tree
-from chita_opt.exact.node import root_node
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.path_checkpoint import PathCheckpoint
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.result import PathProof, TreeProof, relative_gap
+from chita_opt.exact.tree_search.bounding import AscentOptions
+from chita_opt.exact.tree_search.branch_and_bound import Tree
+from chita_opt.exact.tree_search.node import root_node
+from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import Budget

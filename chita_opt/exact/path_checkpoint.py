@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chita_opt.exact.checkpoint import fingerprint, read_arrays, write_arrays
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.result import TreeProof
+from chita_opt.exact.tree_search.checkpoint import fingerprint, read_arrays, write_arrays
 from chita_opt.solution import Status
 from chita_opt.supports.base import Array
 

@@ -20,11 +20,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import DataError, ProblemError
-from chita_opt.exact.branch_and_bound import MAX_SIZE, Tree
-from chita_opt.exact.checkpoint import read_arrays, write_arrays
 from chita_opt.exact.engines import ParallelEngine
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.result import TreeResult
+from chita_opt.exact.tree_search.branch_and_bound import MAX_SIZE, Tree
+from chita_opt.exact.tree_search.checkpoint import read_arrays, write_arrays
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from chita_opt.bounds import Bound, dual_point
 from chita_opt.curvature import Dense
-from chita_opt.exact.bounding import AscentOptions
-from chita_opt.exact.branch_and_bound import Tree
-from chita_opt.exact.incumbents import Incumbents
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.result import ReductionProof, TreeProof, TreeResult
+from chita_opt.exact.tree_search.bounding import AscentOptions
+from chita_opt.exact.tree_search.branch_and_bound import Tree
+from chita_opt.exact.tree_search.incumbents import Incumbents
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import SupportFamily, restrict

@@ -33,15 +33,15 @@ from chita_opt.bounds import Bound, dual_bound, dual_point
 from chita_opt.bounds.splits import less_diagonal, safe_split
 from chita_opt.curvature import BlockDiagonal, Curvature, SharedRows
 from chita_opt.errors import ProblemError
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions, NodeBound
-from chita_opt.exact.branch_and_bound import MAX_SIZE, branch_and_bound
 from chita_opt.exact.lagrangian import block_lagrangian
-from chita_opt.exact.node import root_node
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.pair_split import PairWitness, check_size, pair_bound
 from chita_opt.exact.quadratic import FREE, Quadratic
 from chita_opt.exact.result import TreeResult
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
+from chita_opt.exact.tree_search.branch_and_bound import MAX_SIZE, branch_and_bound
+from chita_opt.exact.tree_search.node import root_node
 from chita_opt.heuristics import solve
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chita_opt.exact.node import Node
-from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.quadratic import OUT
+from chita_opt.exact.tree_search.node import Node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
 from chita_opt.supports.base import Array
 
 Offer = Callable[[Array], None]

@@ -14,11 +14,11 @@ from scipy.linalg import lapack
 
 from chita_opt.bounds import Bound, dual_point, safe_split
 from chita_opt.curvature import Dense, LowRank
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions, NodeBound
-from chita_opt.exact.node import root_node
 from chita_opt.exact.outer_approximation.split import split_at, weights_at
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
+from chita_opt.exact.tree_search.node import root_node
 from chita_opt.formulations.dual_cuts import DualCut
 from chita_opt.problem import Problem
 from chita_opt.supports.base import Array

@@ -9,15 +9,15 @@ import torch
 
 from chita_opt.bounds import Bound
 from chita_opt.errors import CurvatureError, MethodError
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions
-from chita_opt.exact.node import Node, root_node
-from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.outer_approximation.covers import Covers, shortest_cover
 from chita_opt.exact.outer_approximation.cuts import CutMaker, root_witness
 from chita_opt.exact.outer_approximation.master import Master, Round
 from chita_opt.exact.outer_approximation.result import OuterApproximation, TraceRow
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions
+from chita_opt.exact.tree_search.node import Node, root_node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
 from chita_opt.formulations.dual_cuts import DualCut, cleaned
 from chita_opt.formulations.model_parts import SideConstraint
 from chita_opt.heuristics.incumbent import check_start

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from chita_opt.errors import DataError
-from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import Node
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.quadratic import Quadratic
-from chita_opt.exact.tree import Search
+from chita_opt.exact.tree_search.incumbents import Incumbents
+from chita_opt.exact.tree_search.node import Node
+from chita_opt.exact.tree_search.tree import Search
 from chita_opt.solution import Solution, Status
 from chita_opt.supports import SupportFamily
 from chita_opt.supports.base import Array

@@ -16,9 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.proof_pieces import Inherited, put_back
-from chita_opt.exact.tree import Search
-from chita_opt.exact.workers import Answer, Goal, Slice, Worker
+from chita_opt.exact.tree_search.proof_pieces import Inherited, put_back
+from chita_opt.exact.tree_search.tree import Search
+from chita_opt.exact.tree_search.workers import Answer, Goal, Slice, Worker
 from chita_opt.solution import Clock
 
 _ALONE = 2.0  # seconds of search after which workers are started at the latest

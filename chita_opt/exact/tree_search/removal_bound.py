@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import eigh, lapack
 
-from chita_opt.exact.allowed import Restricted
-from chita_opt.exact.split_ascent import Reduced
+from chita_opt.exact.diagonal_split.ascent import Reduced
+from chita_opt.exact.tree_search.allowed import Restricted
 from chita_opt.supports.base import Array
 
 _EPS = float(np.finfo(np.float64).eps)

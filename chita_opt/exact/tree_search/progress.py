@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chita_opt.exact.options import Log
 from chita_opt.exact.result import HistoryRow, relative_gap
-from chita_opt.exact.tree import Search
+from chita_opt.exact.tree_search.tree import Search
 from chita_opt.solution import Clock
 
 _HEADER = "   nodes    open   depth          bound      incumbent     gap %    newton    time s"

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chita_opt.exact.ascent_step import Rows, ascend_once, new_point, new_room, settle
-from chita_opt.exact.lapack_calls import CALLS
+from chita_opt.exact.diagonal_split.lapack_calls import CALLS
+from chita_opt.exact.diagonal_split.step import Rows, ascend_once, new_point, new_room, settle
 from chita_opt.supports.base import Array
 
 

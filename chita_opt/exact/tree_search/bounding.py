@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import lapack
 
-from chita_opt.exact.allowed import Restricted
-from chita_opt.exact.node import Node, Witness
+from chita_opt.exact.diagonal_split.ascent import DualState, Reduced, SplitAscent
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
-from chita_opt.exact.split_ascent import DualState, Reduced, SplitAscent
+from chita_opt.exact.tree_search.allowed import Restricted
+from chita_opt.exact.tree_search.node import Node, Witness
 from chita_opt.supports.base import Array
 
 _EPS = float(np.finfo(np.float64).eps)

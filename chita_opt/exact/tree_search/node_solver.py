@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from chita_opt.exact.allowed import Allowed
-from chita_opt.exact.bounding import AscentOptions, NodeBound
-from chita_opt.exact.node import Node, Outcome, Witness
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
+from chita_opt.exact.tree_search.allowed import Allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
+from chita_opt.exact.tree_search.node import Node, Outcome, Witness
+from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports.base import Array
 
 _AGAIN = 0.05  # share of the free weights that must get fixed for another round of bounding

@@ -16,12 +16,12 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from threadpoolctl import threadpool_limits
 
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.node import Node, root_node
-from chita_opt.exact.node_solver import NodeSolver
-from chita_opt.exact.proof_pieces import Inherited, Piece, open_piece
 from chita_opt.exact.quadratic import Quadratic
-from chita_opt.exact.tree import Search
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.node import Node, root_node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
+from chita_opt.exact.tree_search.proof_pieces import Inherited, Piece, open_piece
+from chita_opt.exact.tree_search.tree import Search
 from chita_opt.supports import Budget
 from chita_opt.supports.base import Array
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chita_opt.curvature import LowRank
-from chita_opt.exact.allowed import Allowed, BudgetAllowed, Restricted
 from chita_opt.exact.quadratic import FREE, IN, OUT
+from chita_opt.exact.tree_search.allowed import Allowed, BudgetAllowed, Restricted
 from chita_opt.problem import Problem
 from chita_opt.supports.base import Array
 

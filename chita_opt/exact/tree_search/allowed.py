@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from chita_opt.exact import laminar
-from chita_opt.exact.oracle_allowed import OracleAllowed
 from chita_opt.exact.quadratic import FREE, IN, OUT
-from chita_opt.exact.restricted import Allowed, Restricted
+from chita_opt.exact.tree_search import laminar
+from chita_opt.exact.tree_search.oracle_allowed import OracleAllowed
+from chita_opt.exact.tree_search.restricted import Allowed, Restricted
 from chita_opt.supports import Budget, SupportFamily
 from chita_opt.supports.base import Array
 

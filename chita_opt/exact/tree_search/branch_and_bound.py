@@ -7,20 +7,20 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from chita_opt.errors import ProblemError
-from chita_opt.exact.allowed import allowed
-from chita_opt.exact.bounding import AscentOptions
-from chita_opt.exact.checkpoint import Checkpoint
-from chita_opt.exact.dominance import ordered
-from chita_opt.exact.incumbents import Incumbents
-from chita_opt.exact.node import root_node
-from chita_opt.exact.node_solver import NodeSolver
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.parallel import Crew
-from chita_opt.exact.progress import Progress
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import OUT, Quadratic
 from chita_opt.exact.result import TreeProof, TreeResult
-from chita_opt.exact.tree import Search
+from chita_opt.exact.tree_search.allowed import allowed
+from chita_opt.exact.tree_search.bounding import AscentOptions
+from chita_opt.exact.tree_search.checkpoint import Checkpoint
+from chita_opt.exact.tree_search.dominance import ordered
+from chita_opt.exact.tree_search.incumbents import Incumbents
+from chita_opt.exact.tree_search.node import root_node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
+from chita_opt.exact.tree_search.parallel import Crew
+from chita_opt.exact.tree_search.progress import Progress
+from chita_opt.exact.tree_search.proof_log import ProofLog
+from chita_opt.exact.tree_search.tree import Search
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 
@@ -38,9 +38,9 @@ def branch_and_bound(
     r"""Minimise over the supports of ``problem`` with proof.
 
     Every node's bound is the semidefinite relaxation with the best diagonal split
-    (:mod:`chita_opt.exact.split_ascent`), on the weights still free: those fixed in are eliminated
-    by a Schur complement, those fixed out dropped. Weights whose other value has a bound at or
-    above the cutoff are fixed. A bound is believed once its split is proven by a Cholesky
+    (:mod:`chita_opt.exact.diagonal_split.ascent`), on the weights still free: those fixed in are
+    eliminated by a Schur complement, those fixed out dropped. Weights whose other value has a bound
+    at or above the cutoff are fixed. A bound is believed once its split is proven by a Cholesky
     factorisation with room for rounding.
 
     Parameters

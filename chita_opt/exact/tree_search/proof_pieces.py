@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chita_opt.exact.node import Node
-from chita_opt.exact.proof_log import ProofLog
 from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.tree_search.node import Node
+from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports.base import Array
 
 

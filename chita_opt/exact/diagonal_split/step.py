@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from chita_opt.exact.kernels import (
+from chita_opt.exact.diagonal_split.kernels import (
     less_diagonal,
     local_model,
     newton_step,
     smoothed_value,
     split_system,
 )
-from chita_opt.exact.lapack_calls import factor, inverse, solve
+from chita_opt.exact.diagonal_split.lapack_calls import factor, inverse, solve
 from chita_opt.supports.base import Array
 
 _BACK = 0.6  # factor on a step that leaves the cone or does not gain

@@ -9,9 +9,9 @@ from itertools import count
 
 import numpy as np
 
-from chita_opt.exact.node import Node
-from chita_opt.exact.node_solver import NodeSolver
-from chita_opt.exact.proof_log import Mark
+from chita_opt.exact.tree_search.node import Node
+from chita_opt.exact.tree_search.node_solver import NodeSolver
+from chita_opt.exact.tree_search.proof_log import Mark
 from chita_opt.supports.base import Array
 
 Offer = Callable[[Array], float]

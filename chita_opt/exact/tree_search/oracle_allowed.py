@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from chita_opt.exact.quadratic import FREE, IN, OUT
-from chita_opt.exact.restricted import Allowed, Restricted
+from chita_opt.exact.tree_search.restricted import Allowed, Restricted
 from chita_opt.supports import LinearRows, SupportFamily
 from chita_opt.supports.base import Array
 

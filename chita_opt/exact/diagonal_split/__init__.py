@@ -1,0 +1,1 @@
+"""The best diagonal split of a quadratic: a compiled barrier Newton method."""
