@@ -42,9 +42,10 @@ def _part_of(block: Block, index: Array) -> tuple[Array, Array]:
     if block.columns is None:
         assert block.H is not None
         return block.H[np.ix_(index, index)], np.zeros(len(index))
-    own = Block(block.columns[index], block.scale, None, 1, len(index))
-    lengths = (own.columns.astype(np.float64) ** 2).sum(1) * own.scale
-    return gram(own)[0], gamma(own.columns.shape[1] + 8) * lengths
+    columns = block.columns[index]
+    lengths = (columns.astype(np.float64) ** 2).sum(1) * block.scale
+    H = gram(Block(columns, block.scale, None, 1, len(index)))[0]
+    return H, gamma(columns.shape[1] + 8) * lengths
 
 
 def hessian_product(data: QuadraticData, x: Array) -> tuple[Array, Array]:
