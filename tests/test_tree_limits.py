@@ -20,9 +20,9 @@ from chita_opt.exact import (
     TreeResult,
     branch_and_bound,
     enumerate_optimum,
-    parallel,
 )
 from chita_opt.exact.quadratic import Quadratic
+from chita_opt.exact.tree_search import parallel
 from chita_opt.exact.tree_search.allowed import allowed
 from chita_opt.exact.tree_search.incumbents import Incumbents
 from chita_opt.exact.tree_search.node import root_node
