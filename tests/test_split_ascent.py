@@ -11,9 +11,10 @@ import torch
 from chita_opt.certificates import certify
 from chita_opt.certificates.hessian_parts import hessian_part
 from chita_opt.certificates.problem_data import read_problem
+from chita_opt.exact.diagonal_split.proving import same_pulls
 from chita_opt.exact.quadratic import Quadratic
 from chita_opt.exact.tree_search.allowed import allowed
-from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound, same_pulls
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
 from chita_opt.exact.tree_search.branch_and_bound import root_node
 from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.heuristics import solve
@@ -36,6 +37,22 @@ def root(problem: Problem, options: AscentOptions) -> NodeBound:
     quadratic, family = Quadratic.of(problem), allowed(problem.supports)
     node, free = root_node(problem.p, family.row_count), np.arange(problem.p)
     return NodeBound(quadratic, node, family.restrict(node.state, free), free, options)
+
+
+@pytest.mark.parametrize(("seed", "p", "n"), [(0, 240, 40), (2, 240, 40), (2, 400, 60)])
+def test_careful_ascents_end_at_one_value_however_fast_the_barrier_falls(
+    seed: int, p: int, n: int
+) -> None:
+    """Steps that may end next to a singular split get stuck up to a quarter of the gap below."""
+    problem = flat(seed, p=p, n=n)
+    upper, ends = solve(problem).objective, []
+    for shrink in (0.1, 0.3, 0.5):
+        options = AscentOptions(enough=2e-3, shrink=shrink, inside=0.7, most_steps=150)
+        bound = root(problem, options)
+        witness = bound.prove(*bound.ascend(upper, upper))
+        assert witness is not None
+        ends.append(witness.lower)
+    assert max(ends) - min(ends) <= 0.01 * (upper - max(ends))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -170,7 +170,7 @@ def _block_pullback(block: Block, u: Array, e: Array | None) -> tuple[Array, Arr
     shared = np.zeros(len(H)) if e is None else e[: len(H)]
     if e is not None and not (e.reshape(block.rows, -1) == shared).all():
         raise CertificateError("rows that share a matrix must share the split")
-    prove_semidefinite(H, shared, H_error)
+    prove_semidefinite(H, shared, len(H) * H_error)
     V = u.reshape(block.rows, -1)
     product = V @ H - V * shared
     size = np.abs(V) @ np.abs(H) + np.abs(V * shared)
@@ -184,7 +184,8 @@ def _block_pullback(block: Block, u: Array, e: Array | None) -> tuple[Array, Arr
 def _matrix_of(block: Block) -> tuple[Array, float]:
     """The block's matrix and a bound on the error of its entries."""
     if block.columns is not None:
-        return gram(block)
+        H, squares = gram(block)
+        return H, float(squares.max())
     if block.H is None:
         raise CertificateError("a block of the curvature has no data")
     return block.H, 0.0
@@ -205,14 +206,15 @@ def dense_hessian(data: QuadraticData) -> tuple[Array, float]:
     return H, error + _U * float(np.abs(np.diag(H)).max())
 
 
-def prove_semidefinite(H: Array, e: Array, data_error: float = 0.0) -> None:
+def prove_semidefinite(H: Array, e: Array, spread: float = 0.0) -> None:
     """Refuse H - diag(e) unless a shifted Cholesky factorisation proves it positive semidefinite.
 
     If floating-point Cholesky succeeds on Q - cI with c above its backward error, Q is positive
-    semidefinite (Rump 2006). ``data_error`` bounds the error of each entry of H.
+    semidefinite (Rump 2006). ``spread`` bounds the norm of the error of H: with errors of entries
+    at most eps, eps times their number a row.
     """
     Q = H - np.diag(e)
-    margin = 2.0 * gamma(len(H) + 2) * float(np.abs(np.diag(Q)).sum()) + len(H) * data_error
+    margin = 2.0 * gamma(len(H) + 2) * float(np.abs(np.diag(Q)).sum()) + spread
     Q[np.diag_indices(len(Q))] -= margin
     try:
         np.linalg.cholesky(Q)
@@ -270,12 +272,12 @@ def forward(block: Block, x: Array) -> tuple[Array, Array]:
     return root * r, root * (gamma(additions + 4) + 2 * _U) * size * (1.0 + gamma(additions))
 
 
-def gram(block: Block) -> tuple[Array, float]:
-    """Scale * A'A and a bound on the error of its entries."""
+def gram(block: Block) -> tuple[Array, Array]:
+    """Scale * A'A, and squares e of which sqrt(e_i e_j) bounds the error of entry i, j."""
     assert block.columns is not None
     columns = block.columns.astype(np.float64)
     H = block.scale * (columns @ columns.T)
-    return H, gamma(columns.shape[1] + 3) * block.scale * float((columns**2).sum(1).max())
+    return H, gamma(columns.shape[1] + 8) * block.scale * (columns**2).sum(1)
 
 
 def _energy_of(block: Block, x: Array) -> Enclosed:

@@ -38,14 +38,11 @@ def hessian_part(data: QuadraticData, index: Array) -> tuple[Array, Array]:
 
 
 def _part_of(block: Block, index: Array) -> tuple[Array, Array]:
-    """Entries, and the squares of the lengths that their errors are bounded by."""
+    """Entries, and squares of which sqrt(e_i e_j) bounds the error of entry i, j."""
     if block.columns is None:
         assert block.H is not None
         return block.H[np.ix_(index, index)], np.zeros(len(index))
-    columns = block.columns[index]
-    lengths = (columns.astype(np.float64) ** 2).sum(1) * block.scale
-    H = gram(Block(columns, block.scale, None, 1, len(index)))[0]
-    return H, gamma(columns.shape[1] + 8) * lengths
+    return gram(Block(block.columns[index], block.scale, None, 1, len(index)))
 
 
 def hessian_product(data: QuadraticData, x: Array) -> tuple[Array, Array]:

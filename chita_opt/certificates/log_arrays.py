@@ -100,7 +100,7 @@ def _lower(V: Array, D: Array, bounds: NodeBounds, share: float) -> None:
         H, own = bounds.H[np.ix_(here, here)], d[here]
         less = np.where(own < least, least, (1.0 - share) * own)
         if not row:  # is the share enough? the others are proven by the replay
-            prove_semidefinite(H, less, bounds.error)
+            prove_semidefinite(H, less, len(H) * bounds.error)
         image = H @ v[here] + (bounds.lowered - own) * v[here]
         right = np.where(own < least, bounds.b[here], image)
         v[here], d[here] = np.linalg.solve(H - np.diag(less), right), less

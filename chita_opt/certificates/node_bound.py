@@ -144,7 +144,7 @@ class NodeBounds:
         held = self._proven.get(row)
         if held is not None and not bool(((state != OUT) & ~held).any()):
             return
-        prove_semidefinite(H, d, self.error)
+        prove_semidefinite(H, d, len(H) * self.error)
         self._proven[row] = state != OUT
 
 

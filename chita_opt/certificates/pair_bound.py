@@ -119,7 +119,7 @@ def pair_gains(bounds: NodeBounds, witness: PairSplit) -> Gains:
     p, m, L = bounds.p, len(witness.first), witness.factors
     v, d, t, prices = witness.point, witness.split, witness.pulls, witness.prices
     R, error = _rest(bounds, L)
-    prove_semidefinite(R, d, error)
+    prove_semidefinite(R, d, len(R) * error)
     image, size = R @ v - d * v, np.abs(R) @ np.abs(v) + d * np.abs(v)
     image_error = gamma(p + 3) * size + error * float(np.abs(v).sum())
     energy = 0.5 * float(v @ image)

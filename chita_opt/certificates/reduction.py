@@ -138,7 +138,7 @@ class _Elimination:
         self.A, self.B, self.C = H[:n, :n], H[:n, n:], H[n:, n:]
         self.kept, self.free = sizes[:n], sizes[n:]
         self.tau, self.g = tau, gamma(n + 4)
-        prove_semidefinite(self.A, np.full(n, tau), float(self.kept @ self.kept) / n)
+        prove_semidefinite(self.A, np.full(n, tau), float(self.kept @ self.kept))
         self.Y = np.linalg.solve(self.A, self.B)
         self.spread = (self.free + np.abs(self.Y).T @ self.kept) * (1.0 + self.g)  # c above
 

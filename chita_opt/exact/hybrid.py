@@ -13,7 +13,7 @@ from chita_opt.errors import ProblemError
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.neighbourhood import NeighbourhoodOptions, neighbourhood_search
 from chita_opt.exact.options import TreeOptions
-from chita_opt.exact.reduction import ReducedCosts, explore, reduce_and_search
+from chita_opt.exact.reduction import ReducedCosts, reduce_and_search
 from chita_opt.exact.result import (
     BlockProof,
     HistoryRow,
@@ -140,7 +140,6 @@ class _Hybrid:
         self.stats = {
             "windows": 0.0,
             "helped": 0.0,
-            "explored": 0.0,
             "reductions": 0.0,
             "undecided": 0.0,
         }
@@ -277,31 +276,19 @@ class _Hybrid:
         self._take(found)
         return helped or found.status is Status.TIME_LIMIT  # patience has not ended it
 
-    def _explore(self, cutoff: float, round_number: int) -> float:
-        """Kicks among the weights left undecided; the objective after them."""
-        assert self.best is not None and self.bound is not None
-        found = explore(
-            self.problem, self.bound, self.best, cutoff,
-            seconds=self._seconds(_KICKS), seed=self.seed + round_number,
-        )  # fmt: skip
-        self.stats["explored"] += float(found is not self.best)
-        self._take(found)
-        return self.best.objective
-
     def _reduce(self, round_number: int) -> bool:
         """One reduction, its cutoff as high as time allows; whether another may prove more."""
         assert self.best is not None and self.bound is not None
         costs, upper = ReducedCosts.of(self.problem, self.bound), self.best.objective
         cutoff = self._cutoff(costs, upper)
-        upper = self._explore(cutoff, round_number)
-        cutoff = min(cutoff, upper)
         small = _TOO_SOON * (upper - self.lower)
         if cutoff <= self.lower + small:
             return False
-        begin = self.clock.elapsed
+        kicks = self._seconds(_KICKS)
         found = reduce_and_search(
             self.problem, self.bound, self.best, cutoff,
-            options=TreeOptions(gap=0.0, time_limit=self._seconds(_TREE)),
+            options=TreeOptions(gap=0.0, time_limit=kicks + self._seconds(_TREE)),
+            kicks=kicks, seed=self.seed + round_number,
         )  # fmt: skip
         if found is None:
             return False
@@ -316,8 +303,7 @@ class _Hybrid:
         if found.proof.lower < cutoff - small:  # the next lies between what was reached and asked
             self.ceiling = 0.5 * (max(found.proof.lower, self.lower) + cutoff)
         else:  # as many more as the time left allows, judging by this one
-            spent = max(self.clock.elapsed - begin, 1e-3)
-            grown = (0.5 * self._seconds(_TREE) / spent) ** (1.0 / 3.0)
+            grown = (0.5 * self._seconds(_TREE) / max(found.seconds, 1e-3)) ** (1.0 / 3.0)
             self.aim = int(undecided * min(max(grown, _GROWTH[0]), _GROWTH[1])) + 1
         return not self.clock.expired
 

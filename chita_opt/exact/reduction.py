@@ -28,7 +28,6 @@ from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.result import ReductionProof, TreeProof, TreeResult
 from chita_opt.exact.tree_search.bounding import AscentOptions
 from chita_opt.exact.tree_search.branch_and_bound import Tree
-from chita_opt.exact.tree_search.incumbents import Incumbents
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import SupportFamily, restrict
@@ -145,11 +144,14 @@ class Reduced:
         The bound.
     tree : TreeResult
         The search over the undecided weights, in units of its own problem.
+    seconds : float
+        Of elimination and search, without the kicks.
     """
 
     solution: Solution
     proof: ReductionProof
     tree: TreeResult
+    seconds: float
 
 
 def reduce_and_search(
@@ -159,8 +161,13 @@ def reduce_and_search(
     cutoff: float,
     *,
     options: TreeOptions | None = None,
+    kicks: float = 0.0,
+    seed: int = 0,
 ) -> Reduced | None:
     """Decide what ``bound`` proves against ``cutoff`` and search a tree over the rest.
+
+    In the whole problem a swap reads all weights, in the rest thousands of times fewer: kicks and
+    swaps there, before the tree, often find better weights.
 
     Parameters
     ----------
@@ -170,63 +177,37 @@ def reduce_and_search(
         At most the incumbent's objective.
     options : TreeOptions, optional
         Limits of the tree; a proof is always kept.
+    kicks : float
+        Seconds of the tree's limit for kicks; none without weights to start from.
+    seed : int
+        Of the kicks.
 
     Returns
     -------
     Reduced or None
         None where the kept weights alone break the family's rows, or the tree left no proof.
     """
-    options = replace(options or TreeOptions(), proof=True)
+    options, clock = replace(options or TreeOptions(), proof=True), Clock()
     costs = ReducedCosts.of(problem, bound)
     fates = _with_something_free(costs, cutoff, bool((problem.rho > 0.0).all()))
     rest = undecided(problem, fates)
     start = rest.start(incumbent)
     with threadpool_limits(limits=torch.get_num_threads(), user_api="blas"):
-        tree = Tree(rest.problem, options, start, ascent=_CLOSE, target=cutoff - rest.offset).run()
-    if not isinstance(tree.proof, TreeProof):
+        tree = Tree(rest.problem, options, start, ascent=_CLOSE, target=cutoff - rest.offset)
+        formed = clock.elapsed
+        if kicks > 0.0:
+            tree.best.kick(kicks, shares=_KICKED, seed=seed)
+        spent = clock.elapsed - formed
+        result = tree.run()
+    if not isinstance(result.proof, TreeProof):
         return None
     solution = incumbent
-    found = rest.lift(problem, tree.solution.mask, "hybrid")
+    found = rest.lift(problem, result.solution.mask, "hybrid")
     if found.is_feasible and found.objective < incumbent.objective:
         solution = found
-    log = replace(tree.proof, cutoff=tree.proof.cutoff + rest.offset)
-    return Reduced(solution, ReductionProof(bound, cutoff, fates, log), tree)
-
-
-def explore(
-    problem: Problem,
-    bound: Bound,
-    incumbent: Solution,
-    cutoff: float,
-    *,
-    seconds: float,
-    seed: int = 0,
-) -> Solution:
-    """Swap searches from small kicks among the weights that ``cutoff`` leaves undecided.
-
-    In the whole problem a swap reads all weights; here thousands of times fewer, so that many
-    kicks can be tried. Never worse than the incumbent.
-
-    Parameters
-    ----------
-    problem, bound, incumbent, cutoff
-        As for :func:`reduce_and_search`.
-    seconds : float
-        Over the kicks; forming the rest comes on top.
-    seed : int
-        Of the kicks.
-    """
-    costs = ReducedCosts.of(problem, bound)
-    may_keep = bool((problem.rho > 0.0).all())
-    rest = undecided(problem, _with_something_free(costs, cutoff, may_keep))
-    start = rest.start(incumbent)
-    if start is None:
-        return incumbent
-    search = Incumbents(rest.problem, Quadratic.of(rest.problem), Clock(None), start)
-    search.kick(seconds, shares=_KICKED, seed=seed)
-    found = rest.lift(problem, torch.from_numpy(search.w != 0.0), "hybrid")
-    better = found.is_feasible and found.objective < incumbent.objective
-    return found if better else incumbent
+    log = replace(result.proof, cutoff=result.proof.cutoff + rest.offset)
+    seconds = clock.elapsed - spent
+    return Reduced(solution, ReductionProof(bound, cutoff, fates, log), result, seconds)
 
 
 def undecided(problem: Problem, fates: Array) -> Rest:
@@ -257,4 +238,4 @@ def _with_something_free(costs: ReducedCosts, cutoff: float, may_keep: bool) -> 
     return fates
 
 
-__all__ = ["Reduced", "ReducedCosts", "Rest", "explore", "reduce_and_search", "undecided"]
+__all__ = ["Reduced", "ReducedCosts", "Rest", "reduce_and_search", "undecided"]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from chita_opt.exact.diagonal_split.ascent import DualState, Reduced, SplitAscent
+from chita_opt.exact.diagonal_split.proving import lower_split, same_pulls
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
 from chita_opt.exact.tree_search.allowed import Restricted
 from chita_opt.exact.tree_search.node import Node, Witness
@@ -221,42 +222,16 @@ class NodeBound:
 
     def prove(self, d: Array, v: Array) -> Witness | None:
         """The bound of (d, v), its split proven with room for rounding; None if it cannot be."""
-        H, b = self.reduced.H, self.reduced.b
+        H = self.reduced.H
         proven = lower_split(H, d, self.quadratic.margin(self.node.state != OUT))
         if proven is None:
             return None
         v = same_pulls(H, d, v, proven)
         d = proven
         image = H @ v - d * v
-        r = b - image
+        r = self.reduced.b - image
         s = 0.5 * r * r / d
         mask, value = self.restricted.best(s)
         lower = self.reduced.const - 0.5 * float(v @ image) - value
         lower -= self.quadratic.rounding(value)
         return Witness(lower, mask, self.restricted.exchange(s, mask))
-
-
-def same_pulls(H: Array, d: Array, v: Array, lowered: Array) -> Array:
-    """The v at which ``lowered`` has the pulls r = b - (H - diag d) v of the split d.
-
-    At its best H - diag(d) is all but singular and v long, so that v at another split would cost
-    about ||d - lowered|| ||v||^2; the same r costs no more than :math:`r^2/2d` gains.
-    """
-    Q = H.copy(order="F")
-    np.einsum("ii->i", Q)[:] -= lowered
-    moved, info = lapack.dposv(Q, H @ v - d * v, lower=1, overwrite_a=1)[1:]
-    return np.asarray(moved) if info == 0 else v
-
-
-def lower_split(H: Array, d: Array, margin: float, *, floor: float = 0.0) -> Array | None:
-    """Shift d down until H - diag(d) - margin I has a Cholesky factor; None if d gets <= floor."""
-    shift = 0.0
-    for _ in range(60):
-        S = H.copy(order="F")
-        np.einsum("ii->i", S)[:] -= d - shift + margin
-        if lapack.dpotrf(S, lower=1, clean=0, overwrite_a=1)[1] == 0:
-            return d - shift
-        shift = max(2.0 * shift, margin)
-        if not float(d.min()) - shift > floor:
-            return None
-    return None

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from chita_opt.errors import CurvatureError
+from chita_opt.exact.diagonal_split.proving import lower_split, same_pulls
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
 from chita_opt.exact.result import TreeProof
 from chita_opt.exact.tree_search.node import Node, Witness
@@ -129,8 +130,6 @@ class ProofLog:
         Weights fixed in get the best values given v, so that their residual vanishes, and a tiny
         split; those fixed out are zero.
         """
-        from chita_opt.exact.tree_search.bounding import lower_split, same_pulls
-
         state, free, q = bound.node.state, bound.free, self.quadratic
         kept, rest = np.flatnonzero(state == IN), np.flatnonzero(state != OUT)
         point, split = np.zeros(q.size), np.zeros(q.size)
@@ -156,8 +155,6 @@ class ProofLog:
 
     def prove_leaf(self, support: Array, w: Array) -> tuple[int, float]:
         """The exact weights of a support as a witness; its row and bound."""
-        from chita_opt.exact.tree_search.bounding import lower_split
-
         q = self.quadratic
         point, split = np.zeros(q.size), np.zeros(q.size)
         if not len(support):
