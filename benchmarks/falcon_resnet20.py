@@ -30,7 +30,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from measuring import RESULTS, report, save
+from measuring import earlier, report, save
 from resnet20 import images, resnet20
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -178,7 +178,7 @@ def main() -> None:
         k: getattr(given, k) for k in ("net", "rows", "stages", "stage_rows", "test", "seed")
     }
     note = json.dumps(settings | {"threads": torch.get_num_threads()})
-    table = [] if given.fresh else stored(name, note)
+    table = [] if given.fresh else earlier(name, note)
     known = {identity(row) for row in table}
     for key, measure in jobs(case):
         if identity(key) not in known:
@@ -190,15 +190,6 @@ def main() -> None:
 def identity(row: Row) -> tuple[Any, ...]:
     """What tells rows apart."""
     return tuple(row.get(k) for k in COLUMNS[:5])
-
-
-def stored(name: str, note: str) -> list[Row]:
-    """Rows of an earlier call with the same settings."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    return list(content["rows"]) if content["note"] == note else []
 
 
 if __name__ == "__main__":

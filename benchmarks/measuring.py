@@ -65,6 +65,15 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
     write_atomically(RESULTS / f"{name}.json", text.encode(), make_folder=True)
 
 
+def earlier(name: str, note: str) -> list[dict[str, Any]]:
+    """Rows that an earlier call with the same settings (its note) has written."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    return list(content["rows"]) if content["note"] == note else []
+
+
 def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"

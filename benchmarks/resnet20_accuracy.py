@@ -15,6 +15,9 @@ choose     block rounds at several ridges and numbers of rounds, on 5,000 traini
            row was drawn from; the settings of the rows called "block rounds" were chosen so
 stages     `prune_in_stages` (CHITA++), --stages of --stage-rows rows each
 control    gradual magnitude pruning while training, on the same images for the same seconds
+
+Rows are written as they are made: a call with the same settings goes on where one was stopped
+(--fresh begins anew).
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
-from measuring import report
+from measuring import earlier, report, save
 from reference_data import data_root
 from resnet20 import images, resnet20
 from torch import Tensor, nn
@@ -36,6 +39,7 @@ from torch.nn.functional import cross_entropy
 
 from chita_opt import Budget, Problem, from_gradients, keep_count, solve
 from chita_opt.nn import (
+    GradientRows,
     RowChoice,
     accuracy,
     gradient_rows,
@@ -72,6 +76,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
+Row = dict[str, Any]
+
+
 class Case:
     """A net, what may be pruned of it, and the images."""
 
@@ -93,6 +100,22 @@ class Case:
         recalibrate_bn_(recalibrated, self.train[0], samples=4096)
         return found | {"accuracy_bn": accuracy(recalibrated, *self.test, batch_size=500)}
 
+    @cached_property
+    def rows(self) -> GradientRows:
+        """Gradient rows of all training images."""
+        return self.rows_of(self.train)
+
+    @cached_property
+    def rows_for_choices(self) -> GradientRows:
+        """Gradient rows of images that are not held out."""
+        x, y = self.train
+        return self.rows_of((x[:-HELD_OUT], y[:-HELD_OUT]))
+
+    def rows_of(self, data: tuple[Tensor, Tensor]) -> GradientRows:
+        """Gradient rows of some images."""
+        choice = RowChoice(rows=self.given.rows, batch_size=SAMPLES, seed=self.given.seed)
+        return gradient_rows(self.model, cross_entropy, data, self.layers, choice)
+
     def with_weights(self, w: Tensor) -> nn.Module:
         """A copy of the net with other weights."""
         net = copy.deepcopy(self.model)
@@ -100,28 +123,24 @@ class Case:
         return net
 
 
-def quadratic(case: Case) -> Iterator[dict[str, Any]]:
+def dense(case: Case) -> Iterator[Row]:
+    """The net as it is."""
+    yield case.row("dense", "none", 0.0) | case.accuracies(case.model)
+
+
+def quadratic(case: Case, sparsity: float) -> Iterator[Row]:
     """Every method on the same rows."""
-    given, began = case.given, time.perf_counter()
-    choice = RowChoice(rows=given.rows, batch_size=SAMPLES, seed=given.seed)
-    rows = gradient_rows(case.model, cross_entropy, case.train, case.layers, choice)
-    measured = time.perf_counter() - began
-    yield case.row("quadratic", "gradient rows", 0.0, seconds=measured) | case.accuracies(
-        case.model
-    )
     w_bar, p = case.layers.weights(case.model), case.layers.size
-    for sparsity in given.sparsities:
-        family = Budget.cardinality(p, keep_count(p, sparsity).k)
-        for label, method, ridge, options in METHODS:
-            problem = from_gradients(rows.A, w_bar, ridge=ridge, supports=family)
-            found = solve(problem, method, **options)
-            line = case.row("quadratic", label, sparsity, ridge=ridge, seconds=found.seconds)
-            line["objective"] = given.rows * found.objective
-            official = published(case, label, sparsity)
-            yield line | official | case.accuracies(case.with_weights(found.w))
-        yield rounds(case, sparsity, from_gradients(
-            rows.A, w_bar, ridge=ROUNDS_RIDGE, supports=family
-        ))  # fmt: skip
+    family = Budget.cardinality(p, keep_count(p, sparsity).k)
+    for label, method, ridge, options in METHODS:
+        problem = from_gradients(case.rows.A, w_bar, ridge=ridge, supports=family)
+        found = solve(problem, method, **options)
+        line = case.row("quadratic", label, sparsity, ridge=ridge, seconds=found.seconds)
+        line["objective"] = case.given.rows * found.objective
+        official = published(case, label, sparsity)
+        yield line | official | case.accuracies(case.with_weights(found.w))
+    problem = from_gradients(case.rows.A, w_bar, ridge=ROUNDS_RIDGE, supports=family)
+    yield rounds(case, sparsity, problem)
 
 
 def rounds(case: Case, sparsity: float, problem: Problem) -> dict[str, Any]:
@@ -134,51 +153,44 @@ def rounds(case: Case, sparsity: float, problem: Problem) -> dict[str, Any]:
     return line | case.accuracies(case.with_weights(w))
 
 
-def choose(case: Case) -> Iterator[dict[str, Any]]:
+def choose(case: Case, sparsity: float) -> Iterator[Row]:
     """Settings of the block rounds by the accuracy on training images that are held out."""
-    given, (x, y) = case.given, case.train
-    choice = RowChoice(rows=given.rows, batch_size=SAMPLES, seed=given.seed)
-    pool = (x[:-HELD_OUT], y[:-HELD_OUT])
-    rows = gradient_rows(case.model, cross_entropy, pool, case.layers, choice)
+    x, y = case.train
     w_bar, p = case.layers.weights(case.model), case.layers.size
-    for sparsity in given.sparsities:
-        family = Budget.cardinality(p, keep_count(p, sparsity).k)
-        for ridge, count in RIDGES_AND_ROUNDS:
-            problem = from_gradients(rows.A, w_bar, ridge=ridge, supports=family)
-            net = case.with_weights(BlockRounds(rounds=count).solve(problem, case.layers))
-            line = case.row("choose", f"{count} rounds", sparsity, ridge=ridge)
-            found = accuracy(net, x[-HELD_OUT:], y[-HELD_OUT:], batch_size=500)
-            yield line | {"held_out_accuracy": found}
+    family = Budget.cardinality(p, keep_count(p, sparsity).k)
+    for ridge, count in RIDGES_AND_ROUNDS:
+        problem = from_gradients(case.rows_for_choices.A, w_bar, ridge=ridge, supports=family)
+        net = case.with_weights(BlockRounds(rounds=count).solve(problem, case.layers))
+        line = case.row("choose", f"{count} rounds", sparsity, ridge=ridge)
+        found = accuracy(net, x[-HELD_OUT:], y[-HELD_OUT:], batch_size=500)
+        yield line | {"held_out_accuracy": found}
 
 
-def one_stage(case: Case) -> Iterator[dict[str, Any]]:
+def one_stage(case: Case, sparsity: float) -> Iterator[Row]:
     """The default call with candidates that compete on held-out samples."""
-    given = case.given
-    for sparsity in given.sparsities:
-        began = time.perf_counter()
-        found = prune(
-            case.model, cross_entropy, case.train, sparsity=sparsity, method="backsolve",
-            exclude=("*downsample*",), rows=given.rows, batch_size=SAMPLES, ridge=1e-4,
-            certify=False, compete="always", seed=given.seed,
-        )  # fmt: skip
-        seconds = time.perf_counter() - began
-        chosen = found.trust.chosen if found.trust is not None else None
-        line = case.row("one stage", "prune", sparsity, seconds=seconds, chosen=chosen)
-        yield line | case.accuracies(case.with_weights(found.w))
+    began = time.perf_counter()
+    found = prune(
+        case.model, cross_entropy, case.train, sparsity=sparsity, method="backsolve",
+        exclude=("*downsample*",), rows=case.given.rows, batch_size=SAMPLES, ridge=1e-4,
+        certify=False, compete="always", seed=case.given.seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    chosen = found.trust.chosen if found.trust is not None else None
+    line = case.row("one stage", "prune", sparsity, seconds=seconds, chosen=chosen)
+    yield line | case.accuracies(case.with_weights(found.w))
 
 
-def stages(case: Case) -> Iterator[dict[str, Any]]:
+def stages(case: Case, sparsity: float) -> Iterator[Row]:
     """CHITA++, and plain masked training for the same seconds."""
     given = case.given
-    for sparsity in given.sparsities:
-        found = prune_in_stages(
-            case.model, cross_entropy, case.train, sparsity=sparsity, stages=given.stages,
-            exclude=("*downsample*",), rows=given.stage_rows, batch_size=SAMPLES, seed=given.seed,
-        )  # fmt: skip
-        samples = len(found.stages) * given.stage_rows * SAMPLES
-        line = case.row("stages", "fast", sparsity, seconds=found.seconds, samples=samples)
-        yield line | case.accuracies(case.with_weights(found.w))
-        yield control(case, sparsity, found.seconds)
+    found = prune_in_stages(
+        case.model, cross_entropy, case.train, sparsity=sparsity, stages=given.stages,
+        exclude=("*downsample*",), rows=given.stage_rows, batch_size=SAMPLES, seed=given.seed,
+    )  # fmt: skip
+    samples = len(found.stages) * given.stage_rows * SAMPLES
+    line = case.row("stages", "fast", sparsity, seconds=found.seconds, samples=samples)
+    yield line | case.accuracies(case.with_weights(found.w))
+    yield control(case, sparsity, found.seconds)
 
 
 def control(case: Case, sparsity: float, seconds: float) -> dict[str, Any]:
@@ -214,7 +226,7 @@ def published_rows() -> dict[tuple[str, float, float], dict[str, Any]]:
     return {(r["algo"], r["l2"], r["sparsity"]): r for r in rows if r["ntest"] >= 5000}
 
 
-PARTS = {"choose": choose, "quadratic": quadratic, "one": one_stage, "stages": stages}
+PARTS = {"choose": choose, "quadratic": quadratic, "one stage": one_stage, "stages": stages}
 
 
 def main() -> None:
@@ -228,19 +240,34 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=5000, help="test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one net, two sparsities, few rows")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     given = parser.parse_args()
     if given.quick:
         given.nets, given.sparsities, given.test = given.nets[:1], [0.7, 0.9], 1000
         given.rows, given.stages, given.stage_rows = 100, 4, 50
-    table = [row for name in given.nets for row in run(Case(name, given))]
     name = "resnet20_accuracy_quick" if given.quick else "resnet20_accuracy"
-    note = f"{given.rows} rows; {given.stages} stages of {given.stage_rows} rows; "
-    report(name, table, COLUMNS, note + f"{torch.get_num_threads()} threads")
+    note = (
+        f"{given.rows} rows; {given.stages} stages of {given.stage_rows} rows; {given.test} test "
+        f"images; seed {given.seed}; {torch.get_num_threads()} threads"
+    )
+    table = [] if given.fresh else earlier(name, note)
+    done = {(row["net"], row["part"], row["sparsity"]) for row in table}
+    for case in (Case(net, given) for net in given.nets):
+        for part, sparsity in jobs(given):
+            if (case.name, part, sparsity) in done:
+                continue
+            found = dense(case) if part == "dense" else PARTS[part](case, sparsity)
+            table += list(found)  # a part at one sparsity is whole in the file, or not there
+            save(name, table, note)
+    report(name, table, COLUMNS, note)
 
 
-def run(case: Case) -> Iterator[dict[str, Any]]:
-    for part in case.given.parts:
-        yield from PARTS[part](case)
+def jobs(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """Parts and sparsities, as the table calls them."""
+    yield "dense", 0.0
+    for part in given.parts:
+        for sparsity in given.sparsities:
+            yield part, sparsity
 
 
 if __name__ == "__main__":
