@@ -16,7 +16,8 @@ blocks 4x4      whole 4x4 blocks of a layer
 neurons         whole output units
 
 "magnitude" chooses the largest weights and leaves them as they are; the others are chosen and
-adjusted by the quadratic model, whose objective and proven lower bound stand beside each. Widths
+adjusted by the quadratic model, whose objective and proven lower bound stand beside each; on single
+layers of up to 1,000 weights branch and bound goes on from there for --tree-seconds. Widths
 are then scored by each weight's part of the irregular dual bound. One set of gradient rows serves a
 network.
 bmwm and 2:4 keep a few weights more where a row is no multiple of the width.
@@ -44,6 +45,7 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from chita_opt import Budget, Problem, Solution, dual_bound, keep_count, solve
+from chita_opt.exact import TreeOptions, branch_and_bound
 from chita_opt.nn import MaskKeeper, PruneOptions, train_classifier
 from chita_opt.nn.darb import darb_family, dual_gains, solve_with_widths
 from chita_opt.nn.layer_map import LayerMap
@@ -54,6 +56,7 @@ from chita_opt.supports.layer_families import join_layers
 from chita_opt.supports.regular_blocks import block_max
 
 WIDEST = 32
+TREE_SIZE = 1000  # weights up to which the tree tightens the bracket
 RATIOS = (2, 4, 8, 16)
 MAGNITUDE = ", magnitude"
 COLUMNS = (
@@ -147,11 +150,20 @@ class Case:
         joint = isinstance(family, BlockWidths)
         found = self.joint(family, scores) if joint else self.solved(family)
         seconds = time.perf_counter() - began
+        found, lower, spent = self.bounded(found)
+        line = {"objective": found.objective, "lower": lower, "seconds": seconds}
+        line["gap"] = (found.objective - lower) / abs(found.objective)
+        return line | {"bound_seconds": spent} | self.judged(found.w)
+
+    def bounded(self, found: Solution) -> tuple[Solution, float, float]:
+        """The weights, or better ones of the tree; what is proven; and its seconds."""
         limit = self.given.bound_seconds
         bound = dual_bound(found.problem, start=found, time_limit=limit, tol=1e-4)
-        line = {"objective": found.objective, "lower": bound.value, "seconds": seconds}
-        line["gap"] = (found.objective - bound.value) / abs(found.objective)
-        return line | {"bound_seconds": bound.seconds} | self.judged(found.w)
+        if found.problem.p > TREE_SIZE or not self.given.tree_seconds:
+            return found, bound.value, bound.seconds
+        limits = TreeOptions(time_limit=self.given.tree_seconds, gap=1e-4)
+        tree = branch_and_bound(found.problem, start=found, options=limits)
+        return tree.solution, max(bound.value, tree.lower), bound.seconds + tree.seconds
 
     def solved(self, family: SupportFamily, start: Solution | None = None) -> Solution:
         """Rounding a relaxation where the family has one, else heuristics one after the other."""
@@ -237,6 +249,7 @@ def main() -> None:
     parser.add_argument("--ridge", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each solve")
     parser.add_argument("--bound-seconds", type=float, default=30.0)
+    parser.add_argument("--tree-seconds", type=float, default=20.0, help="small layers; 0 for none")
     parser.add_argument("--rounds", type=int, default=3, help="of widths by their own bound")
     parser.add_argument("--test", type=int, default=10_000, help="test images or windows")
     parser.add_argument("--no-tune", action="store_true", help="leave the fine-tune out")
@@ -247,7 +260,7 @@ def main() -> None:
     if given.quick:
         given.nets, given.ratios, given.rows = ["mlpnet"], [2, 8], 100
         given.seconds = given.bound_seconds = 3.0
-        given.test, given.rounds = 2000, 1
+        given.test, given.rounds, given.tree_seconds = 2000, 1, 3.0
     torch.set_num_threads(1)
     options = {k: v for k, v in vars(given).items() if k not in ("nets", "families", "ratios")}
     name = "darb_quick" if given.quick else "darb"

@@ -162,8 +162,8 @@ def test_larger_problems_beat_the_plain_bound_and_never_worsen() -> None:
     assert found.upper <= start.objective
     certificate = certify(found.solution)
     assert certificate.proof == "reduction"
-    # the check takes rounding off, and leaves what the tree gained; a leaf left open counts with its
-    # parent's bound in the claim and with its own in the check, so that the check may prove more
+    # the check takes rounding off, and leaves what the tree gained; a leaf left open counts with
+    # its parent's bound in the claim and its own in the check, so that the check may prove more
     assert isinstance(found.proof, ReductionProof)
     assert certificate.lower <= min(found.proof.cutoff, found.upper)
     assert certificate.lower > plain.value + 0.99 * (found.lower - plain.value)

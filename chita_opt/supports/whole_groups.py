@@ -144,6 +144,11 @@ class WholeGroups(SupportFamily):
         }  # fmt: skip
 
     @property
+    def group_costs(self) -> Array:
+        """(groups,) int64."""
+        return self._cost
+
+    @property
     def uniform(self) -> bool:
         """Whether all groups cost the same."""
         return bool((self._cost == self._cost[0]).all())

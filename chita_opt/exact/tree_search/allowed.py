@@ -6,9 +6,10 @@ import numpy as np
 
 from chita_opt.exact.quadratic import FREE, IN, OUT
 from chita_opt.exact.tree_search import laminar
+from chita_opt.exact.tree_search.groups_allowed import GroupsAllowed
 from chita_opt.exact.tree_search.oracle_allowed import OracleAllowed
 from chita_opt.exact.tree_search.restricted import Allowed, Restricted
-from chita_opt.supports import Budget, SupportFamily
+from chita_opt.supports import Budget, SupportFamily, WholeGroups
 from chita_opt.supports.base import Array
 
 
@@ -73,13 +74,16 @@ class _RestrictedBudget(Restricted):
         return np.asarray(laminar.exchange_costs(s, self.labels, self.caps, self.total, mask))
 
 
-def allowed(family: SupportFamily, *, proof: bool = False) -> Allowed:
-    """The fast path for budgets, the oracle for all others.
+def allowed(family: SupportFamily, *, proof: bool = False, idle: Array | None = None) -> Allowed:
+    """The fast paths for budgets and whole groups, the oracle for all others.
 
-    With ``proof`` no more is claimed than the family's rows prove.
+    With ``proof`` no more is claimed than the family's rows prove, weight by weight. ``idle``
+    weights (p,) are out from the start.
     """
     if isinstance(family, Budget):
         return BudgetAllowed(family)
+    if isinstance(family, WholeGroups) and not proof:
+        return GroupsAllowed(family, np.zeros(family.size, dtype=bool) if idle is None else idle)
     by_rows = not family.is_exact or (proof and not family.rows_are_tight)
     return OracleAllowed(family, by_rows=by_rows)
 

@@ -121,7 +121,8 @@ class Tree:
         self.quadratic = quadratic or Quadratic.of(problem)
         self.best = Incumbents(problem, self.quadratic, self.clock, start)
         self.log = ProofLog(self.quadratic) if options.proof else None
-        family = allowed(problem.supports, proof=self.log is not None)
+        idle = self.quadratic.H.diagonal() <= 0.0  # nothing depends on them
+        family = allowed(problem.supports, proof=self.log is not None, idle=idle)
         if self.log is None:  # a verifier knows no orders
             family = ordered(problem, family)
         solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)
@@ -134,7 +135,7 @@ class Tree:
         self.checkpoint = Checkpoint(options, self.quadratic, problem.supports)
         root = root_node(problem.p, family.row_count)
         if self.log is None:
-            root.state[self.quadratic.H.diagonal() <= 0.0] = OUT  # nothing depends on them
+            root.state[idle] = OUT
         if self.log is None and not bool(problem.g.any()):
             root.lower = 0.0
         self.workers_first, self.kicked = workers_first, False
