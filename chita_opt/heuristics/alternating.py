@@ -4,13 +4,15 @@ Block widths, and groups kept whole, are a decision that leaves budgets with thr
 (``laminar_part``). A round improves the weights inside a decision by exact swaps, then decides
 anew: by the family's oracle on the scores :math:`H_{jj}v_j^2/2`, what a step of coordinate descent
 would make weight j worth, :math:`v=w-\nabla f(w)/\mathrm{diag}H`. The better solution is kept; it
-ends where a round gains nothing.
+ends where a round gains nothing. Groups kept whole are then exchanged, one for one, by the exact
+objective.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from chita_opt.heuristics.group_exchange import exchange_groups
 from chita_opt.heuristics.iht import iht
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.local_search import local_search
@@ -44,7 +46,7 @@ def alternating(
         Decisions at most.
     """
     best = Incumbent(problem, time_limit, start)
-    status, count = Status.ITERATION_LIMIT, 0
+    status, count, exchanged = Status.ITERATION_LIMIT, 0, 0
     with best.until_interrupt():
         if start is None:
             _take(best, iht(problem, time_limit=best.clock.remaining, seed=seed))
@@ -58,7 +60,8 @@ def alternating(
                 status = Status.STATIONARY
                 break
             mask = _decision(problem, best.w)
-    return best.finish("alternating", status, stats={"rounds": count})
+        exchanged = exchange_groups(problem, best)
+    return best.finish("alternating", status, stats={"rounds": count, "exchanged": exchanged})
 
 
 def _inside(problem: Problem, mask: Tensor, best: Incumbent, seed: int) -> None:

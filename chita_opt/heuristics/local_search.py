@@ -3,7 +3,7 @@
 Each round picks the few hundred weights whose exchange looks best (exact leverages, not
 magnitudes), eliminates all other kept weights exactly, and swaps on the small dense problem that
 is left until no exchange of two of its weights helps. Every family serves: it says which swaps
-keep the support allowed.
+keep the support allowed. Groups kept whole are exchanged as wholes at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature import SupportSolver
+from chita_opt.heuristics.group_exchange import exchange_groups
 from chita_opt.heuristics.incumbent import Incumbent, complete, keep_scores
 from chita_opt.heuristics.magnitude import one_step_support
 from chita_opt.heuristics.tableau import Tableau
@@ -66,7 +67,7 @@ def local_search(
     """
     best = Incumbent(problem, time_limit, start)
     options = SearchOptions(candidates=candidates, max_rounds=max_rounds)
-    status, rounds = Status.ITERATION_LIMIT, 0
+    status, rounds, exchanged = Status.ITERATION_LIMIT, 0, 0
     with best.until_interrupt():
         mask = start.mask if start is not None else one_step_support(problem)
         mask = complete(problem, mask, keep_scores(problem))
@@ -74,7 +75,8 @@ def local_search(
         best.offer(solver.weights, solver.value)
         solver, rounds, settled = improve(problem, solver, options, best)
         status = Status.STATIONARY if settled else status
-    return best.finish("local_search", status, stats={"rounds": rounds})
+        exchanged = exchange_groups(problem, best)
+    return best.finish("local_search", status, stats={"rounds": rounds, "exchanged": exchanged})
 
 
 def improve(

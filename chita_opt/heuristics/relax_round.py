@@ -23,6 +23,7 @@ from chita_opt.bounds.relaxation import (
 from chita_opt.curvature import LowRank, SupportSolver
 from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
+from chita_opt.heuristics.group_exchange import exchange_groups
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
 from chita_opt.heuristics.refit import conjugate_refit
@@ -129,6 +130,7 @@ def relax_round(
         stats["rounded"] = solver.value
         if not best.interrupted:
             solver = _improve(problem, solver, state, best, options, seed, stats)
+            stats["exchanged"] = exchange_groups(problem, best, thorough=options.max_rounds > 1)
     exact = None
     with best.until_interrupt():
         exact = solver.polished() if isinstance(solver, WoodburySupport) else None
