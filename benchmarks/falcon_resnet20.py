@@ -160,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--net", default="resnet20", choices=("resnet20", "resnet20_finetuned"))
     parser.add_argument("--parts", nargs="+", default=["projection", "one stage", "stages"])
+    parser.add_argument("--cuts", nargs="+", type=float, help="MAC cuts of the pairs; all")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--stages", type=int, default=20)
     parser.add_argument("--stage-rows", type=int, default=200)
@@ -168,11 +169,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two pairs, few rows and images")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     given = parser.parse_args()
-    given.pairs = PAIRS
+    given.pairs = [pair for pair in PAIRS if not given.cuts or pair[0] in given.cuts]
     if given.quick:
         given.pairs, given.test = (PAIRS[3], PAIRS[4]), 1000
         given.rows, given.stages, given.stage_rows = 100, 4, 50
     name = "falcon_resnet20_quick" if given.quick else "falcon_resnet20"
+    if given.parts == ["stages"]:  # with settings of its own
+        name += "_stages"
     case = Case(given)
     settings = {
         k: getattr(given, k) for k in ("net", "rows", "stages", "stage_rows", "test", "seed")
