@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from chita_opt.curvature import without_coupling
+from chita_opt.curvature import BlockDiagonal, without_coupling
 from chita_opt.heuristics.coordinate_descent import SweptBlocks
 from chita_opt.heuristics.iht import IhtPoint
 from chita_opt.heuristics.incumbent import Incumbent
 from chita_opt.heuristics.magnitude import simple_supports
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
+from chita_opt.supports import Budget
 
 
 def blockwise(
@@ -29,10 +31,10 @@ def blockwise(
     r"""Solve every block of consecutive weights alone, then put the answers together.
 
     CHITA's solver for large networks (ICML 2023, §3.3 and the released ``Heuristic_LSBlock``): the
-    blocks' budgets are what the magnitude support keeps in them (with a linear term also that of
-    :func:`simple_supports`, if it ends lower), and the backsolve of a block does not see the
-    others. Only the columns of one block
-    are held in float64 at a time.
+    blocks' budgets are what the magnitude support keeps in them (with a linear term also what
+    :func:`simple_supports` says of the whole and of the blocks alone, if it ends lower), and the
+    backsolve of a block does not see the others. Only the columns of one block are held in float64
+    at a time.
 
     Blocks that each gain the whole linear term for themselves gain it many times together: with a
     first-order term the released code can end above pruning nothing. Here the joined move from
@@ -57,7 +59,7 @@ def blockwise(
         model = without_coupling(problem.curvature, block)
         size = max(b.size for b in model.blocks)
         stats["blocks"] = len(model.blocks)
-        for mask in simple_supports(problem) if start is None else [start.mask]:
+        for mask in _supports(problem, model) if start is None else [start.mask]:
             w = model.support_solver(problem.separable, mask).weights
             if not as_published:
                 w, stats["step"] = _shortened(problem, mask, w)
@@ -72,6 +74,25 @@ def blockwise(
             if as_published or best.clock.expired:
                 break
     return best.finish("blockwise", Status.FEASIBLE, stats=stats, backsolve=False)
+
+
+def _supports(problem: Problem, model: BlockDiagonal) -> list[Tensor]:
+    """Those of the whole and, with a linear term, of the blocks without the others in sight.
+
+    The released code steps from the dense weights block by block.
+    """
+    found = simple_supports(problem)
+    if not bool(problem.g.any()):
+        return found
+    sizes = torch.tensor([b.size for b in model.blocks], device=problem.device)
+    labels = torch.arange(len(sizes), device=problem.device).repeat_interleave(sizes)
+    counts = torch.bincount(labels[found[0]], minlength=len(sizes))
+    alone = replace(problem, curvature=model, supports=Budget(labels, counts))
+    for mask in simple_supports(alone):
+        known = any(mask.equal(other) for other in found)
+        if not known and problem.supports.contains(mask):
+            found.append(mask)
+    return found
 
 
 def _shortened(problem: Problem, mask: Tensor, w: Tensor) -> tuple[Tensor, float]:
