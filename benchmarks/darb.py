@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 from darb_nets import NETS, Net, open_net
-from measuring import RESULTS, save, show
+from measuring import earlier, save, show
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
@@ -232,12 +232,6 @@ def run(given: argparse.Namespace, name: str, options: str) -> list[dict[str, An
 def key(row: dict[str, Any]) -> tuple[str, int, str]:
     """What a row is about."""
     return row["net"], row["ratio"], row["family"]
-
-
-def earlier(name: str) -> list[dict[str, Any]]:
-    """Rows that earlier calls wrote."""
-    path = RESULTS / f"{name}.json"
-    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
 
 
 def main() -> None:

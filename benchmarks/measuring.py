@@ -65,13 +65,13 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
     write_atomically(RESULTS / f"{name}.json", text.encode(), make_folder=True)
 
 
-def earlier(name: str, note: str) -> list[dict[str, Any]]:
-    """Rows that an earlier call with the same settings (its note) has written."""
+def earlier(name: str, note: str | None = None) -> list[dict[str, Any]]:
+    """Rows that an earlier call has written; with a note only those of the same settings."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return []
     content = json.loads(path.read_text())
-    return list(content["rows"]) if content["note"] == note else []
+    return list(content["rows"]) if note is None or content["note"] == note else []
 
 
 def _show(value: Any) -> str:

@@ -15,14 +15,13 @@ Rows that are finished stand in results/row_splits_curves_*.json; the next run g
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import RESULTS, report, save
+from measuring import earlier, report, save
 from reference_data import data_root, images, mlp_gradients, mlpnet
 
 from chita_opt import Budget, TreeOptions
@@ -69,17 +68,11 @@ def rows_of(layer: str, lam: float) -> list[Problem]:
     return [Problem(block, w, lam, anything) for block, w in parts]
 
 
-def stored(layer: str) -> list[dict[str, Any]]:
-    """What runs have finished."""
-    path = RESULTS / f"row_splits_curves_{layer}.json"
-    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
-
-
 def curves_of(
     layer: str, lam: float, count: int, engine: ParallelEngine, clock: float
 ) -> list[ValueCurve | None]:
     """The curves of a layer's first rows; those not done within the time are None."""
-    known = {(r["layer"], r["lambda"], r["row"]): r for r in stored(layer)}
+    known = {(r["layer"], r["lambda"], r["row"]): r for r in earlier(f"row_splits_curves_{layer}")}
     problems = rows_of(layer, lam)[:count]
     left = [r for r in range(count) if (layer, lam, r) not in known]
     options = CurveOptions(tree=TreeOptions(gap=GAP), grid=12)
@@ -109,7 +102,7 @@ def _curve(row: dict[str, Any]) -> ValueCurve:
 def layer_row(layer: str, lam: float, curves: Sequence[ValueCurve]) -> dict[str, Any]:
     """What is proven of a layer's rows."""
     gaps = np.concatenate([curve.gaps for curve in curves])
-    seconds = [r["seconds"] for r in stored(layer) if r["lambda"] == lam]
+    seconds = [r["seconds"] for r in earlier(f"row_splits_curves_{layer}") if r["lambda"] == lam]
     values = (
         layer, lam, f"{len(curves)} of {SHAPES[layer][0]}", len(gaps),
         int((gaps <= 1.001 * GAP).sum()), float(gaps.max()), sum(c.nodes for c in curves),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -76,14 +76,15 @@ def blockwise(
     return best.finish("blockwise", Status.FEASIBLE, stats=stats, backsolve=False)
 
 
-def _supports(problem: Problem, model: BlockDiagonal) -> list[Tensor]:
+def _supports(problem: Problem, model: BlockDiagonal) -> Iterator[Tensor]:
     """Those of the whole and, with a linear term, of the blocks without the others in sight.
 
     The released code steps from the dense weights block by block.
     """
     found = simple_supports(problem)
+    yield from found
     if not bool(problem.g.any()):
-        return found
+        return
     sizes = torch.tensor([b.size for b in model.blocks], device=problem.device)
     labels = torch.arange(len(sizes), device=problem.device).repeat_interleave(sizes)
     counts = torch.bincount(labels[found[0]], minlength=len(sizes))
@@ -91,8 +92,7 @@ def _supports(problem: Problem, model: BlockDiagonal) -> list[Tensor]:
     for mask in simple_supports(alone):
         known = any(mask.equal(other) for other in found)
         if not known and problem.supports.contains(mask):
-            found.append(mask)
-    return found
+            yield mask
 
 
 def _shortened(problem: Problem, mask: Tensor, w: Tensor) -> tuple[Tensor, float]:

@@ -7,11 +7,11 @@ are filled up. So there is an optimum with every group whole, and a state decide
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from chita_opt.exact.quadratic import IN, OUT
 from chita_opt.exact.tree_search.restricted import Allowed, Restricted
 from chita_opt.supports.base import Array
-from chita_opt.supports.knapsack import best_choice
 from chita_opt.supports.whole_groups import WholeGroups
 
 _MAX_WEIGHTS = 400  # free weights up to which each gets a row of its own in the barrier
@@ -113,14 +113,9 @@ class _RestrictedGroups(Restricted):
         return np.maximum(costs, 0.0)[self.labels]
 
     def _chosen(self, sums: Array, left: int) -> Array:
-        """(groups,) the groups of largest total within a cost."""
-        if bool((self.costs == self.costs[0]).all()):
-            kept = np.zeros(len(sums), dtype=bool)
-            kept[np.argsort(-sums, kind="stable")[: left // int(self.costs[0])]] = True
-            return kept & (sums > 0.0)
-        values = np.stack([np.zeros(len(sums)), sums], axis=1)
-        costs = np.stack([np.zeros_like(self.costs), self.costs], axis=1)
-        return best_choice(values, costs, left).option > 0
+        """(groups,) the groups of largest total within a cost, by the family's oracle."""
+        whole = WholeGroups(torch.arange(len(sums)), left, torch.from_numpy(self.costs))
+        return whole.best_support(torch.from_numpy(sums)).numpy()
 
 
 __all__ = ["GroupsAllowed"]
