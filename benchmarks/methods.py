@@ -32,7 +32,7 @@ TWINS = {  # ours by the same support rule -> names in the official figures
     "coordinate_descent": ("Heuristic_CD",),
     "chita": ("Active_IHTCDLS",),
 }
-SMALL, TREE_SECONDS = 1000, 5.0  # layers whose bound is a tree's, as high as it gets in this time
+SMALL = 1000  # weights of layers whose bound is a tree's, as high as it gets in --tree-seconds
 TOLERANCE = 1e-6  # of the objectives' size: A is computed anew, in float32, and summed differently
 DEFAULT = "default"
 COLUMNS = (
@@ -96,28 +96,28 @@ def twins(method: str, rows: Sequence[dict[str, Any]]) -> list[tuple[str, float]
     return [(str(r["algo"]), float(r["objective"])) for r in rows if r["algo"] in names]
 
 
-def proven(problem: co.Problem, best: Solution) -> tuple[float, str]:
+def proven(problem: co.Problem, best: Solution, seconds: float) -> tuple[float, str]:
     """A lower bound and what proves it: one witness, or a tree where the layer is small."""
     one = co.certify(best)
     if problem.p > SMALL:
         return one.lower, one.proof
-    tree = co.lower_bound(problem, strength="tree", start=best, time_limit=TREE_SECONDS)
+    tree = co.lower_bound(problem, strength="tree", start=best, time_limit=seconds)
     return (tree.value, "tree") if tree.value > one.lower else (one.lower, one.proof)
 
 
 def compare(
-    key: Key, rows: Sequence[dict[str, Any]], time_limit: float, twins_alone: bool
+    key: Key, rows: Sequence[dict[str, Any]], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """All methods on one problem, and one bound for them."""
     problem = problem_of(key, int(rows[0]["k"]))
     found = {
-        name: call(problem) for name, call in calls(key[0], time_limit)
-        if (not twins_alone or name == DEFAULT or twins(name, rows))
+        name: call(problem) for name, call in calls(key[0], options.time_limit)
+        if (not options.twins or name == DEFAULT or twins(name, rows))
         and (name.split(":")[0] not in METHODS or METHODS[name.split(":")[0]].serves(problem))
     }  # fmt: skip
     n, constant = len(problem.curvature.A), float(problem.g @ problem.w_bar)  # type: ignore[attr-defined]
     best = min(found.values(), key=lambda s: s.objective)
-    lower, proof = proven(problem, best)
+    lower, proof = proven(problem, best, options.tree_seconds)
     bound = n * (lower + constant)
     official = min(rows, key=lambda r: r["objective"])
     table = []
@@ -201,6 +201,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sparsity", type=float, nargs="*")
     parser.add_argument("--first-order", type=int, nargs="*")
     parser.add_argument("--time-limit", type=float, default=20.0, help="seconds for best")
+    parser.add_argument("--tree-seconds", type=float, default=10.0, help="for small layers' bounds")
     parser.add_argument("--twins", action="store_true", help="the default and twins alone")
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
@@ -219,7 +220,7 @@ def main() -> None:
     try:
         for i, (key, rows) in enumerate(problems.items()):
             screen.print(f"{i + 1} of {len(problems)}: {key}")
-            table += compare(key, rows, options.time_limit, options.twins)
+            table += compare(key, rows, options)
             save(name, table)
     except KeyboardInterrupt:
         screen.print("stopped; the problems that are done are kept")

@@ -36,6 +36,11 @@ _WORTH = 600.0  # in units of tol, the share of the gap to a known objective tha
 _FASTEST = 0.1
 _GROWTH = 3.0
 _EASY = 3  # Newton steps of a proximal problem that allow the full pace
+# Centres that are half right send the next ones astray: where the first proximal problems do not
+# end the ascent, each later one is solved to more digits.
+_HASTY = 3
+_TIGHTER = 0.3
+_TIGHTEST = 0.02
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class RelaxationOptions:
         bound (or a tenth of ``tol * scale``, if that is more).
     enough : float
         A proximal problem counts as solved when the Newton decrement is this share of what is left
-        to gain: more digits there would be lost again when the smoothing shrinks.
+        to gain: more digits there would be lost again when the smoothing shrinks. A smaller share
+        after the first few problems.
     slack : float
         The Newton decrement at which ``tol`` counts as reached, in units of ``tol * scale``.
     """
@@ -210,8 +216,8 @@ class _Ascent:
         """Move the centre and shrink the smoothing until done; Ctrl-C keeps the state."""
         pace = _FASTEST
         try:
-            for _ in range(self.options.max_outer):
-                solved, shortest, steps = self._newton_steps()
+            for count in range(self.options.max_outer):
+                solved, shortest, steps = self._newton_steps(_enough(self.options.enough, count))
                 if self.state.stopped != "steps":
                     return
                 if solved:  # a proximal step from a half-solved problem can lose more than it wins
@@ -224,7 +230,7 @@ class _Ascent:
         except KeyboardInterrupt:
             self.state.stopped = "interrupt"
 
-    def _newton_steps(self) -> tuple[bool, float, int]:
+    def _newton_steps(self, enough: float) -> tuple[bool, float, int]:
         """Damped Newton steps on one proximal problem: whether it is solved, shortest, number."""
         state, shortest, solved, count = self.state, 1.0, False, 0
         value, inner = self.prox.evaluate(self.dual, state.r, state.c)
@@ -236,7 +242,7 @@ class _Ascent:
             small = self._small()
             if self._finished(slope, small):
                 break
-            solved = slope < self.options.enough * max(value - state.best, small)
+            solved = slope < enough * max(value - state.best, small)
         state.z, self.prox.warm = inner.z, inner.multipliers
         return solved, shortest, count
 
@@ -296,6 +302,11 @@ class _Ascent:
         elif self.clock.expired:
             state.stopped = "time"
         return state.stopped != "steps"
+
+
+def _enough(share: float, count: int) -> float:
+    """The share at which proximal problem number ``count`` is solved."""
+    return share if count < _HASTY else max(share * _TIGHTER ** (count + 1 - _HASTY), _TIGHTEST)
 
 
 def _shrink(pace: float, shortest: float, steps: int) -> float:

@@ -49,7 +49,7 @@ def alternating(
     status, count, exchanged = Status.ITERATION_LIMIT, 0, 0
     with best.until_interrupt():
         if start is None:
-            _take(best, iht(problem, time_limit=best.clock.remaining, seed=seed))
+            best.take(iht(problem, time_limit=best.clock.remaining, seed=seed))
         mask = best.w != 0
         for count in range(1, rounds + 1):
             before = best.value
@@ -70,15 +70,7 @@ def _inside(problem: Problem, mask: Tensor, best: Incumbent, seed: int) -> None:
     inner = problem if part is None else problem.with_supports(part)
     solver = problem.curvature.support_solver(problem.separable, mask)
     begin = Solution(inner, solver.weights, "decision", Status.FEASIBLE)
-    found = local_search(inner, start=begin, time_limit=best.clock.remaining, seed=seed)
-    _take(best, found)
-
-
-def _take(best: Incumbent, found: Solution) -> None:
-    """Offer an answer, and pass an interrupt on: the methods within end quietly on Ctrl-C."""
-    best.offer(found.w, best.problem.objective(found.w))
-    if found.status is Status.INTERRUPTED:
-        raise KeyboardInterrupt
+    best.take(local_search(inner, start=begin, time_limit=best.clock.remaining, seed=seed))
 
 
 def _decision(problem: Problem, w: Tensor) -> Tensor:

@@ -47,6 +47,13 @@ class Incumbent:
             self.clock.record(value)
         return better
 
+    def take(self, found: Solution) -> bool:
+        """Offer a method's answer, and pass an interrupt on: methods end quietly on Ctrl-C."""
+        better = self.offer(found.w, self.problem.objective(found.w))
+        if found.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return better
+
     @contextmanager
     def until_interrupt(self) -> Iterator[None]:
         """Run a block that Ctrl-C ends quietly, the incumbent kept."""

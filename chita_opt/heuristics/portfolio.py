@@ -9,10 +9,11 @@ from functools import partial
 import torch
 
 from chita_opt.heuristics.chita import chita
-from chita_opt.heuristics.incumbent import check_start, complete
+from chita_opt.heuristics.incumbent import check_start
 from chita_opt.heuristics.iobs import iobs
+from chita_opt.heuristics.kicks import kicked
 from chita_opt.heuristics.layerwise import layerwise, suits_layers
-from chita_opt.heuristics.local_search import choose_candidates, local_search
+from chita_opt.heuristics.local_search import local_search
 from chita_opt.heuristics.magnitude import backsolve
 from chita_opt.heuristics.mfac import mfac
 from chita_opt.heuristics.relax_round import THOROUGH, RoundingOptions, relax_round, relaxes_cheaply
@@ -21,8 +22,6 @@ from chita_opt.solution import Clock, Solution, Status, Trace
 
 WITH_ROUNDINGS = replace(THOROUGH, roundings=12)
 _NEAR = 0.05  # relative distance to the incumbent within which an answer is polished
-_CANDIDATES = 600  # least certain weights, of which a kick exchanges some
-_LEAST, _MOST = 0.02, 0.1  # share of them
 
 
 def best(
@@ -134,7 +133,7 @@ class _Run:
             return
         while idle < patience and not self.finished:
             before = self.value
-            self.search(_kicked(self.incumbent, draw))
+            self.search(kicked(self.incumbent, draw))
             self.kicks += 1
             idle = 0 if self.value < before - self.gap * abs(before) else idle + 1
 
@@ -158,21 +157,3 @@ class _Run:
             self.problem, self.incumbent.w, "best", status, now,
             Trace((*self.trace.rows, (now, self.value))), stats, self.warm,
         )  # fmt: skip
-
-
-def _kicked(incumbent: Solution, draw: torch.Generator) -> Solution:
-    """Take some of the least certain kept weights out and fill up at random by gain."""
-    problem, mask = incumbent.problem, incumbent.mask.clone()
-    solver = problem.curvature.support_solver(problem.separable, incumbent.mask, exact=False)
-    chosen = choose_candidates(problem, solver, _CANDIDATES)
-    inside = chosen[mask[chosen]]
-    share = _LEAST + (_MOST - _LEAST) * float(torch.rand((), generator=draw))
-    count = min(len(inside), max(2, round(share * len(chosen))))
-    out = torch.randperm(len(inside), generator=draw)[:count].to(inside.device)
-    gains = torch.zeros_like(problem.w_bar)
-    outside = chosen[~mask[chosen]]
-    noise = torch.rand(len(outside), generator=draw, dtype=torch.float64).to(gains.device)
-    gains[outside] = solver.pull[outside].square() * noise
-    mask[inside[out]] = False
-    moved = solver.moved(complete(problem, mask, gains))
-    return Solution(problem, moved.weights, "kick", Status.FEASIBLE)

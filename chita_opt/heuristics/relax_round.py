@@ -3,7 +3,7 @@ r"""Relax, round, polish: the relaxation's indicators rounded by the family's or
 At network scale the perspective relaxation leaves at most about n of the p indicators fractional,
 so its rounding is nearly optimal already. The support is solved, improved by exact exchanges among
 the undecided weights, and a few random roundings of the fractional part are tried in one shared
-small problem.
+small problem. On small problems a loose relaxation is only one start of several.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from chita_opt.curvature.woodbury import WoodburySupport
 from chita_opt.errors import MethodError
 from chita_opt.heuristics.group_exchange import exchange_groups
 from chita_opt.heuristics.incumbent import Incumbent
+from chita_opt.heuristics.kicks import search_again
 from chita_opt.heuristics.local_search import SearchOptions, improve, swap_down
 from chita_opt.heuristics.refit import conjugate_refit
 from chita_opt.heuristics.tableau import Tableau
@@ -59,6 +60,9 @@ class RoundingOptions:
         Of the exchange search.
     swap_tol : float
         Relative decrease that is worth a swap.
+    kicks : int
+        Random exchanges, each followed by a search, where the relaxation of a small problem is
+        loose.
     memory_limit : float
         Bytes for the relaxation's Newton system.
     """
@@ -72,6 +76,7 @@ class RoundingOptions:
     candidates: int = 400
     max_swaps: int = 400
     swap_tol: float = 1e-5
+    kicks: int = 6
     memory_limit: float = 4e9
 
 
@@ -86,6 +91,7 @@ THOROUGH = RoundingOptions(
     candidates=600,
     max_swaps=2000,
     swap_tol=1e-7,
+    kicks=20,
 )
 """What a certificate deserves, at about twice the time."""
 _EFFORTS = {"fast": FAST, "thorough": THOROUGH}
@@ -131,6 +137,9 @@ def relax_round(
         if not best.interrupted:
             solver = _improve(problem, solver, state, best, options, seed, stats)
             stats["exchanged"] = exchange_groups(problem, best, thorough=options.max_rounds > 1)
+            stats["searches"] = search_again(
+                problem, best, state.best, kicks=options.kicks, seed=seed
+            )
     exact = None
     with best.until_interrupt():
         exact = solver.polished() if isinstance(solver, WoodburySupport) else None

@@ -1,0 +1,64 @@
+"""Other starts for the exchange search: random exchanges of the least certain weights."""
+
+from __future__ import annotations
+
+import torch
+
+from chita_opt.curvature import LowRank
+from chita_opt.heuristics.incumbent import Incumbent, complete
+from chita_opt.heuristics.local_search import choose_candidates, local_search
+from chita_opt.problem import Problem
+from chita_opt.solution import Solution, Status
+
+_CANDIDATES = 600  # least certain weights, of which a kick exchanges some
+_LEAST, _MOST = 0.02, 0.1  # share of them
+_NARROW = 300  # as many, for kicks that follow every solve
+_SMALL = 1000  # weights up to which a search costs less than a relaxation
+_LOOSE = 0.01  # share of the increase over the dense minimum that a relaxation leaves open
+
+
+def kicked(
+    incumbent: Solution, draw: torch.Generator, *, candidates: int = _CANDIDATES
+) -> Solution:
+    """Take some of the least certain kept weights out and fill up at random by gain."""
+    problem, mask = incumbent.problem, incumbent.mask.clone()
+    solver = problem.curvature.support_solver(problem.separable, incumbent.mask, exact=False)
+    chosen = choose_candidates(problem, solver, candidates)
+    inside = chosen[mask[chosen]]
+    share = _LEAST + (_MOST - _LEAST) * float(torch.rand((), generator=draw))
+    count = min(len(inside), max(2, round(share * len(chosen))))
+    out = torch.randperm(len(inside), generator=draw)[:count].to(inside.device)
+    gains = torch.zeros_like(problem.w_bar)
+    outside = chosen[~mask[chosen]]
+    noise = torch.rand(len(outside), generator=draw, dtype=torch.float64).to(gains.device)
+    gains[outside] = solver.pull[outside].square() * noise
+    mask[inside[out]] = False
+    moved = solver.moved(complete(problem, mask, gains))
+    return Solution(problem, moved.weights, "kick", Status.FEASIBLE)
+
+
+def search_again(problem: Problem, best: Incumbent, floor: float, *, kicks: int, seed: int) -> int:
+    """Exchange searches from other supports where a relaxation says little; those that helped.
+
+    A relaxation whose value ``floor`` is far below the incumbent points to a support no better
+    than others. On small curvatures a search from the magnitude support and from a few kicks of
+    the incumbent costs less than that relaxation did. Elsewhere nothing is done.
+    """
+    size = best.value - problem.dense_minimum
+    small = isinstance(problem.curvature, LowRank) and problem.p <= _SMALL
+    if not small or best.value - floor <= _LOOSE * size:
+        return 0
+    helped = int(best.take(local_search(problem, time_limit=best.clock.remaining)))
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(kicks):
+        if best.clock.expired:
+            break
+        at = Solution(problem, best.w, "incumbent", Status.FEASIBLE)
+        start = kicked(at, draw, candidates=_NARROW)
+        helped += best.take(
+            local_search(problem, start=start, time_limit=best.clock.remaining, candidates=_NARROW)
+        )
+    return helped
+
+
+__all__ = ["kicked", "search_again"]
