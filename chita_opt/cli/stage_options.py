@@ -64,9 +64,10 @@ stage_options = (
 measuring_options = o.measuring_options(("gradients", "sampled"), 16, "1/m")
 method_option = click.option(
     "--method",
-    type=click.Choice(("fast", "blocks", *o.METHOD_NAMES)),
+    type=click.Choice(("fast", "blocks", o.HYBRID, *o.METHOD_NAMES)),
     default="fast",
     show_default=True,
     help="fast: exact weights on the support that is best on held-out samples; blocks: rounds of "
-    "pruning, output unit by output unit (--first-order 0); or a method.",
+    "pruning, output unit by output unit (--first-order 0); hybrid: fast, and exact search of the "
+    "best support in the quadratic model competes; or a method.",
 )

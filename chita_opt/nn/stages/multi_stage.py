@@ -67,8 +67,9 @@ def prune_in_stages(
         "fast": exact weights at the rows' precision on the largest magnitudes
         (:class:`~chita_opt.nn.stages.Refit`) or, with ``trust`` and data to hold out, on the best
         of several supports by the held-out loss (:class:`~chita_opt.nn.trust.TrustedStep`);
-        "blocks": :class:`~chita_opt.nn.stages.BlockRounds`; a name of ``METHODS``; or a step of
-        your own.
+        "blocks": :class:`~chita_opt.nn.stages.BlockRounds`; "hybrid": the supports of "fast" and
+        what :func:`chita_opt.exact.hybrid` makes of the best one compete (without data to hold out
+        it decides alone); a name of ``METHODS``; or a step of your own.
     options : StageOptions, optional
         Everything else.
     **changes
@@ -121,8 +122,8 @@ def prune_in_stages(
     support, sparsity = mac_budget(support, model, layer_map, data, sparsity)
     families = stage_families(layer_map, support, sparsity, options)
     trust = StageTrust.open(model, loss_fn, data, layer_map, options)
-    if method == "fast" and trust.step is not None:
-        step = trust.step
+    if method in ("fast", "hybrid"):
+        step = trust.step(step if method == "hybrid" else None) or step
     checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
     run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)

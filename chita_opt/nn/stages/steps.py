@@ -12,6 +12,7 @@ from chita_opt.heuristics import METHODS, solve
 from chita_opt.heuristics.magnitude import one_step_point
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.stages.state import StageAnswer, StageState
+from chita_opt.solution import Solution, Status
 from chita_opt.supports import SupportFamily
 
 _TIE = 1e-12  # of the largest magnitude, times the share of the largest gradient
@@ -103,27 +104,46 @@ def layer_scaled(scores: Tensor, weights: Tensor, layers: LayerMap, power: float
 
 @dataclass(frozen=True)
 class Solve:
-    """One method of the table on every stage's problem.
+    """One method of the table on every stage's problem, or the hybrid.
 
     Attributes
     ----------
     method : str
-        A name of ``METHODS``, or "auto".
+        A name of ``METHODS``, "auto", or "hybrid" (:func:`chita_opt.exact.hybrid`).
+    seconds : float
+        Of the hybrid, in a stage without a time limit.
     """
 
     method: str = "auto"
+    seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.method != "auto" and self.method not in METHODS:
+        if self.method not in ("auto", "hybrid") and self.method not in METHODS:
             raise MethodError(
-                f"method {self.method!r} is not known; choose fast, blocks, auto, "
+                f"method {self.method!r} is not known; choose fast, blocks, hybrid, auto, "
                 f"{', '.join(METHODS)}"
             )
+        if not self.seconds > 0.0:
+            raise MethodError(f"seconds is {self.seconds}; give the hybrid more than 0")
 
     def __call__(self, state: StageState) -> StageAnswer:
         """Solve one stage."""
-        found = solve(state.problem, self.method, time_limit=state.time_limit, seed=state.seed)
+        found = self.found(state)
         return StageAnswer(found.w, {"objective": found.objective, "method": found.method})
+
+    def found(self, state: StageState, start: Solution | None = None) -> Solution:
+        """The stage's solution, never worse than a start; Ctrl-C is passed on to the stages."""
+        problem, seed, limit = state.problem, state.seed, state.time_limit
+        if self.method == "hybrid":
+            from chita_opt.exact import hybrid  # the room starts slowly
+
+            limit = self.seconds if limit is None else limit
+            found = hybrid(problem, start=start, time_limit=limit, seed=seed).solution
+        else:
+            found = solve(problem, self.method, start=start, time_limit=limit, seed=seed)
+        if found.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return found
 
 
 __all__ = ["Refit", "Solve", "layer_scaled"]

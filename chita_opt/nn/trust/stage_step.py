@@ -8,9 +8,11 @@ import torch
 
 from chita_opt.errors import ProblemError
 from chita_opt.nn.stages.state import Note, StageAnswer, StageState
+from chita_opt.nn.stages.steps import Solve
 from chita_opt.nn.trust.calibration import HeldOut
-from chita_opt.nn.trust.competition import lowest, solved_on
+from chita_opt.nn.trust.competition import Candidate, entered, lowest, solved_on
 from chita_opt.nn.trust.scores import STAGED, Score, supports_by
+from chita_opt.solution import Solution, Status
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TrustedStep:
     late_step, late_share : float
         In the last share of the stages the kept weights go only so far of the way to the minimiser:
         there the noise of a stage's gradients outweighs what is left to gain.
+    search : Solve, optional
+        Begins where the best of them is, and its weights compete with theirs.
     """
 
     held_out: HeldOut = field(repr=False)
@@ -39,6 +43,7 @@ class TrustedStep:
     above: float = 0.85
     late_step: float = 0.5
     late_share: float = 0.375
+    search: Solve | None = None
 
     def __post_init__(self) -> None:
         if not self.scores:
@@ -54,6 +59,8 @@ class TrustedStep:
         scores = self.scores if state.sparsity > self.above else self.scores[:1]
         masks = supports_by(state.problem, state.layer_map, scores)
         candidates = solved_on(state.problem, masks, self.held_out)
+        if self.search is not None and state.sparsity > self.above:
+            candidates.append(self._searched(state, lowest(candidates), self.search))
         best = lowest(candidates)
         w = best.w
         if state.stage >= state.stages - int(self.late_share * state.stages):
@@ -65,6 +72,11 @@ class TrustedStep:
             "candidates": len(candidates),
         }
         return StageAnswer(w, notes)
+
+    def _searched(self, state: StageState, best: Candidate, search: Solve) -> Candidate:
+        """What a search from the best candidate finds in the quadratic model."""
+        start = Solution(state.problem, best.w, best.name, Status.FEASIBLE)
+        return entered(search.method, search.found(state, start).w, self.held_out)
 
 
 __all__ = ["TrustedStep"]

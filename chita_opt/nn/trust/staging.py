@@ -68,12 +68,11 @@ class StageTrust:
             return cls(data, reason=str(error))
         return cls(rest, *held_out_of(model, loss_fn, batches, layer_map).halves())
 
-    @property
-    def step(self) -> Any:
+    def step(self, search: Any = None) -> Any:
         """The :class:`TrustedStep` of the choosing half; None where nothing is held out."""
         from chita_opt.nn.trust.stage_step import TrustedStep  # it needs stages, which need this
 
-        return None if self.choosing is None else TrustedStep(self.choosing)
+        return None if self.choosing is None else TrustedStep(self.choosing, search=search)
 
     def report(self, dense: Tensor, w: Tensor) -> dict[str, Any]:
         """Held-out loss and accuracy before and after, on the auditing half."""
