@@ -41,6 +41,7 @@ _EASY = 3  # Newton steps of a proximal problem that allow the full pace
 _HASTY = 3
 _TIGHTER = 0.3
 _TIGHTEST = 0.02
+_SHORTER = 0.25  # at least this share of a step that was too long comes next
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class _Ascent:
     def _line_search(
         self, direction: Tensor, slope: float, value: float
     ) -> tuple[float, float, SmoothedMaximum]:
-        """Halve the step until the smoothed dual rises enough; c is affine: no data are read."""
+        """Shorten the step until the smoothed dual rises enough; c is affine: no data are read."""
         state = self.state
         drop = self.dual.factor.adjoint(direction)
         step = 1.0
@@ -280,7 +281,8 @@ class _Ascent:
             if trial >= value + 1e-4 * step * slope:
                 state.r, state.c = r, c
                 return step, trial, inner
-            step *= 0.5
+            peak = 0.5 * slope * step / (slope * step - (trial - value))  # of a parabola
+            step *= min(max(_SHORTER, peak), 0.5)
         trial, inner = self.prox.evaluate(self.dual, state.r, state.c)
         return 0.0, trial, inner
 
