@@ -18,8 +18,10 @@ neurons         whole output units
 "magnitude" chooses the largest weights and leaves them as they are; the others are chosen and
 adjusted by the quadratic model, whose objective and proven lower bound stand beside each; on single
 layers of up to 1,000 weights branch and bound goes on from there for --tree-seconds. Widths
-are then scored by each weight's part of the irregular dual bound. One set of gradient rows serves a
-network.
+are then scored by each weight's part of the irregular dual bound. "rounds" prunes in rounds by the
+weights that the blocks of the model, one for each output unit, give at a smaller ridge, with widths
+by magnitude; its objective is that of the same model as the others'. One set of gradient rows
+serves a network.
 bmwm and 2:4 keep a few weights more where a row is no multiple of the width.
 
 Rows are written as they are made: the same call goes on where it was stopped, and rows of other
@@ -50,6 +52,7 @@ from chita_opt.nn import MaskKeeper, PruneOptions, train_classifier
 from chita_opt.nn.darb import darb_family, dual_gains, solve_with_widths
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_problem import build_problem
+from chita_opt.nn.stages import BlockRounds
 from chita_opt.supports import SupportFamily, WholeGroups
 from chita_opt.supports.block_widths import BlockWidths
 from chita_opt.supports.layer_families import join_layers
@@ -58,7 +61,10 @@ from chita_opt.supports.regular_blocks import block_max
 WIDEST = 32
 TREE_SIZE = 1000  # weights up to which the tree tightens the bracket
 RATIOS = (2, 4, 8, 16)
-MAGNITUDE = ", magnitude"
+MAGNITUDE, ROUNDS = ", magnitude", ", rounds"
+ROUNDS_RIDGE = 1e-5
+WAYS = {"objective": "", "magnitude": MAGNITUDE, "rounds": ROUNDS}
+LISTS = ("nets", "families", "ratios", "ways")  # options that say which rows, not how
 COLUMNS = (
     "net", "ratio", "family", "kept", "objective", "lower", "gap", "accuracy", "accuracy_tuned",
     "perplexity", "perplexity_tuned", "seconds", "bound_seconds",
@@ -125,18 +131,30 @@ class Case:
 
     def row(self, label: str, ratio: int) -> dict[str, Any]:
         """One line of the table."""
-        name = label.removesuffix(MAGNITUDE)
+        name, _, way = label.partition(", ")
         k = keep_count(self.layers.size, 1.0 - 1.0 / ratio).k
-        measure = self.by_objective if name == label else self.by_magnitude
         if name == "dense":
             return self.judged(self.problem.w_bar)
-        return measure(name, k, ratio)
+        ways = {"": self.by_objective, "magnitude": self.by_magnitude, "rounds": self.by_rounds}
+        return ways[way](name, k, ratio)
 
     def by_magnitude(self, name: str, k: int, ratio: int) -> dict[str, Any]:
         """Largest weights of a family, unchanged."""
         began = time.perf_counter()
         family = FAMILIES[name](self.layers, k, ratio, self.squares)
         w = self.problem.w_bar * family.best_support(self.squares)
+        seconds = time.perf_counter() - began
+        return {"objective": self.problem.objective(w), "seconds": seconds} | self.judged(w)
+
+    def by_rounds(self, name: str, k: int, ratio: int) -> dict[str, Any]:
+        """Rounds by solved weights, output unit by output unit; the rule sees irregular ones."""
+        began, scores = time.perf_counter(), self.squares
+        model = replace(self.problem, rho=torch.full_like(self.problem.rho, ROUNDS_RIDGE))
+        if name == "darb published":
+            anywhere = replace(model, supports=Budget.cardinality(self.layers.size, k))
+            scores = scores * (BlockRounds().solve(anywhere, self.layers) != 0)
+        family = FAMILIES[name](self.layers, k, ratio, scores)
+        w = BlockRounds().solve(replace(model, supports=family), self.layers)
         seconds = time.perf_counter() - began
         return {"objective": self.problem.objective(w), "seconds": seconds} | self.judged(w)
 
@@ -196,14 +214,14 @@ class Case:
         return line
 
 
-def labels(families: list[str], ratio: int) -> Iterator[str]:
+def labels(given: argparse.Namespace, ratio: int) -> Iterator[str]:
     """What is measured at a ratio."""
-    for name in families:
+    for name in given.families:
         if name == "2:4" and ratio != 2:
             continue
-        yield name
-        if name != "darb joint":  # for a sum of scores it is the exact widths
-            yield name + MAGNITUDE
+        for way in given.ways:
+            if not way or name != "darb joint":  # for a sum of scores it is the exact widths
+                yield name + way
 
 
 def run(given: argparse.Namespace, name: str, options: str) -> list[dict[str, Any]]:
@@ -211,7 +229,7 @@ def run(given: argparse.Namespace, name: str, options: str) -> list[dict[str, An
     table = {key(row): row for row in earlier(name)}
     for net in given.nets:
         wanted = [("dense", 1)]
-        wanted += [(label, r) for r in given.ratios for label in labels(given.families, r)]
+        wanted += [(label, r) for r in given.ratios for label in labels(given, r)]
         left = [
             (label, ratio)
             for label, ratio in wanted
@@ -239,6 +257,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=NETS)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--ratios", nargs="+", type=int, default=list(RATIOS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--rows", type=int, default=500, help="gradient rows")
     parser.add_argument("--ridge", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each solve")
@@ -251,12 +270,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of the character models")
     parser.add_argument("--quick", action="store_true", help="MLPNet, two ratios, short limits")
     given = parser.parse_args()
+    given.ways = [WAYS[way] for way in given.ways]
     if given.quick:
         given.nets, given.ratios, given.rows = ["mlpnet"], [2, 8], 100
         given.seconds = given.bound_seconds = 3.0
         given.test, given.rounds, given.tree_seconds = 2000, 1, 3.0
     torch.set_num_threads(1)
-    options = {k: v for k, v in vars(given).items() if k not in ("nets", "families", "ratios")}
+    options = {k: v for k, v in vars(given).items() if k not in LISTS}
     name = "darb_quick" if given.quick else "darb"
     show(name, run(given, name, json.dumps(options, sort_keys=True)), COLUMNS)
 

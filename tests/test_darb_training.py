@@ -140,7 +140,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("method", ["magnitude", "backsolve", "relax_round"])
+@pytest.mark.parametrize("method", ["magnitude", "backsolve", "relax_round", "blocks"])
 def test_stages_hold_their_masks(choice: Choice, method: str) -> None:
     model, (x, y) = net(), data()
     measure = PruneOptions(rows=10)

@@ -26,6 +26,7 @@ from chita_opt.nn.layers import select_layers
 from chita_opt.nn.masks import MaskKeeper, apply_masks_
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.pruning_problem import build_problem
+from chita_opt.nn.stages import BlockRounds
 from chita_opt.nn.train import TrainingLog, TrainingRecipe, train_classifier
 from chita_opt.nn.training_checkpoint import digest
 from chita_opt.nn.weight_files import load_weights, save_weights
@@ -51,8 +52,10 @@ class DarbRecipe:
     choice, rounding, widest
         How block widths are chosen; see :func:`chita_opt.nn.darb.darb_family`.
     method : str
-        "magnitude", or a method of :func:`chita_opt.solve` for the quadratic model at the dense
-        weights, which then also adjusts the weights that stay.
+        "magnitude"; a method of :func:`chita_opt.solve` for the quadratic model at the dense
+        weights, which then also adjusts the weights that stay; or "blocks":
+        :class:`~chita_opt.nn.stages.BlockRounds` on that model, for deep networks, in which one
+        solve of few gradients promises what the network does not keep.
     measure : PruneOptions
         Selection of layers, and for the quadratic model rows, batch size, ridge and so on.
     dense, irregular, retrain : TrainingRecipe
@@ -220,24 +223,28 @@ class _Run:
 
     def _worth(self) -> Tensor:
         """What each dense weight is worth: its square, or its part of the dual bound."""
-        if self.recipe.method == "magnitude":
+        if self.recipe.method in ("magnitude", "blocks"):
             return self.layers.weights(self.model).square().cpu()
         return dual_gains(self._measured(), self.k).cpu()
 
     def _prune(self, family: SupportFamily) -> dict[str, Tensor]:
         """Prune the model in place; its masks."""
-        weights = self.layers.weights(self.model)
         if self.recipe.method == "magnitude":
-            mask = family.best_support(weights.cpu().square())
+            mask = family.best_support(self.layers.weights(self.model).cpu().square())
         else:
-            problem = replace(self._measured(), supports=family)
-            solver = solve_with_widths if isinstance(family, BlockWidths) else solve
-            found = solver(problem, self.recipe.method, seed=self.seed)
-            mask = found.w.cpu() != 0
-            self.layers.write_(self.model, found.w)
+            w = self._solved(replace(self._measured(), supports=family))
+            mask = w.cpu() != 0
+            self.layers.write_(self.model, w)
         masks = self.layers.unflatten(mask)
         apply_masks_(self.model, masks)
         return masks
+
+    def _solved(self, problem: Problem) -> Tensor:
+        """Weights by the quadratic model."""
+        if self.recipe.method == "blocks":
+            return BlockRounds().solve(problem, self.layers)
+        solver = solve_with_widths if isinstance(problem.supports, BlockWidths) else solve
+        return solver(problem, self.recipe.method, seed=self.seed).w
 
     def _measured(self) -> Problem:
         """The quadratic model at the dense weights, measured once."""
