@@ -254,10 +254,12 @@ def test_warm_starts_reach_the_same_bound(form: str, family: str) -> None:
     starts: list[Solution | Bound] = [solve(problem, "magnitude"), solve(problem), cold]
     for start in starts:
         warm = dual_bound(problem, start=start, tol=1e-6, splits="none")
+        # 600 tol of the gap to a known objective may be left
         left = 6e-4 * (start.objective - cold.value) if isinstance(start, Solution) else 0.0
         assert warm.value >= cold.value - left - 1e-5 * abs(cold.value)
         close = dual_bound(problem, start=start, tol=1e-7, splits="none")
-        same(close, cold, problem, 2e-4)
+        slack = 0.1 * left + 2e-6 * size_of(problem)
+        assert close.value == pytest.approx(cold.value, rel=2e-4, abs=slack)
 
 
 class OracleOnly(Budget):
