@@ -189,7 +189,7 @@ def test_kicks_among_the_undecided_never_worsen(cutoff: float) -> None:
 def test_kicks_find_what_swaps_do_not() -> None:
     """The swap search's optimum stands without them; with them a quarter of its gap goes."""
     problem = wide(5, p=400, n=60)
-    start = solve(problem)
+    start = solve(problem, "local_search")
     bound = dual_bound(problem, start=start)
     gap = start.objective - bound.value
     cutoff, once = bound.value + 0.8 * gap, TreeOptions(node_limit=1)
