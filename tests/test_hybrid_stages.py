@@ -5,41 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from chita_opt.errors import MethodError
-from chita_opt.nn import select_layers
 from chita_opt.nn.stages import Solve, StageAnswer, StageState, prune_in_stages
-from chita_opt.nn.trust import HeldOut, TrustedStep, held_out_of
+from chita_opt.nn.trust import TrustedStep
 from chita_opt.nn.trust.competition import solved_on
 from chita_opt.nn.trust.scores import STAGED, supports_by
 from chita_opt.solution import Status
 
-LOSS = functional.cross_entropy
+from .test_nn_trust_methods import LOSS, mlp, samples, setting
 
-
-def mlp() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
-
-
-def samples(count: int = 400) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(2)
-    x = torch.randn(count, 12)
-    return x, x[:, :4].argmax(1)
-
-
-def setting() -> tuple[nn.Module, HeldOut]:
-    model, (x, y) = mlp(), samples(500)
-    return model, held_out_of(model, LOSS, (x[400:], y[400:]), select_layers(model))
+COMMON = {"sparsity": 0.9, "stages": 2, "rows": 40, "batch_size": 4, "ridge": 0.01}
 
 
 def test_a_search_competes_with_the_supports_of_a_stage() -> None:
     """Its objective is the lowest of all candidates; the held-out loss decides all the same."""
-    model, held = setting()
-    common = {"sparsity": 0.9, "stages": 2, "rows": 40, "batch_size": 4, "ridge": 0.01}
+    model, _, held = setting()
     seen: list[StageAnswer] = []
 
     def spied(state: StageState) -> StageAnswer:
@@ -49,13 +30,13 @@ def test_a_search_competes_with_the_supports_of_a_stage() -> None:
         others = solved_on(state.problem, masks, held)
         if state.is_last:
             assert searched.objective <= min(state.problem.objective(c.w) for c in others) + 1e-9
-            losses = [*(c.loss for c in others), held.loss(searched.w)]
-            assert answer.notes["candidates"] == len(losses)
-            assert float(str(answer.notes["held_out_loss"])) <= min(losses[:-1]) * (1 + 1e-6)
+            assert answer.notes["candidates"] == len(others) + 1
+            lowest = min(c.loss for c in others)
+            assert float(str(answer.notes["held_out_loss"])) <= lowest * (1 + 1e-6)
         seen.append(answer)
         return answer
 
-    prune_in_stages(model, LOSS, samples(), method=spied, **common)
+    prune_in_stages(model, LOSS, samples(), method=spied, **COMMON)
     assert seen[0].notes["candidates"] == 1  # at low sparsity none
     assert int(str(seen[-1].notes["candidates"])) > 1
 
@@ -63,11 +44,12 @@ def test_a_search_competes_with_the_supports_of_a_stage() -> None:
 def test_stages_by_the_hybrid() -> None:
     """With samples held out it competes; without, it decides alone."""
     model, data = mlp(), samples()
-    common = {"sparsity": 0.9, "stages": 2, "rows": 40, "batch_size": 4, "ridge": 0.01}
-    trusted = prune_in_stages(model, LOSS, data, method="hybrid", holdout=100, **common)
-    plain = prune_in_stages(model, LOSS, data, method="hybrid", trust=False, **common)
+    trusted = prune_in_stages(model, LOSS, data, method="hybrid", holdout=100, **COMMON)
+    plain = prune_in_stages(model, LOSS, data, method="hybrid", trust=False, **COMMON)
     assert trusted.nnz == plain.nnz == 16
-    assert "held_out_loss" in trusted.stages[-1].notes
+    usual = prune_in_stages(model, LOSS, data, method="fast", holdout=100, **COMMON)
+    counts = [int(str(run.stages[-1].notes["candidates"])) for run in (trusted, usual)]
+    assert counts[0] == counts[1] + 1  # the same supports, and the search
     assert plain.stages[-1].notes.keys() == {"objective", "method"}
     with pytest.raises(MethodError, match="seconds is 0"):
         Solve("hybrid", seconds=0.0)
@@ -88,9 +70,6 @@ def test_an_interrupted_method_ends_the_stages(
     monkeypatch.setattr(
         import_module("chita_opt.heuristics.relax_round"), "maximise_dual", interrupted
     )
-    cut = prune_in_stages(
-        mlp(), LOSS, samples(), method=method, trust=False, sparsity=0.9, stages=4, rows=40,
-        batch_size=4, ridge=0.01,
-    )  # fmt: skip
+    cut = prune_in_stages(mlp(), LOSS, samples(), method=method, trust=False, **COMMON)
     assert calls == 1 and cut.status is Status.INTERRUPTED and not cut.stages
     assert cut.nnz == 16

@@ -122,8 +122,10 @@ def prune_in_stages(
     support, sparsity = mac_budget(support, model, layer_map, data, sparsity)
     families = stage_families(layer_map, support, sparsity, options)
     trust = StageTrust.open(model, loss_fn, data, layer_map, options)
-    if method in ("fast", "hybrid"):
-        step = trust.step(step if method == "hybrid" else None) or step
+    if method == "fast":
+        step = trust.step() or step
+    elif method == "hybrid":
+        step = trust.step(search=Solve(method)) or step
     checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
     run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,6 +14,9 @@ from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_options import PruneOptions
 from chita_opt.nn.trust.calibration import HeldOut, held_out_of
 from chita_opt.nn.trust.setting_aside import set_aside
+
+if TYPE_CHECKING:
+    from chita_opt.nn.stages.steps import Solve
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class StageTrust:
             return cls(data, reason=str(error))
         return cls(rest, *held_out_of(model, loss_fn, batches, layer_map).halves())
 
-    def step(self, search: Any = None) -> Any:
+    def step(self, search: Solve | None = None) -> Any:
         """The :class:`TrustedStep` of the choosing half; None where nothing is held out."""
         from chita_opt.nn.trust.stage_step import TrustedStep  # it needs stages, which need this
 
