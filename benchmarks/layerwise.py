@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import best_seconds, report
+from measuring import best_seconds, earlier, save, show
 from reference_data import data_root
 
 from chita_opt.bounds import dual_bound
@@ -113,15 +113,22 @@ def main() -> None:
     parser.add_argument("--strength", default="dual", choices=("dual", "lagrangian"))
     parser.add_argument("--repeats", type=int, default=1, help="further timed runs of each method")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chosen = list(published_rows(options.layers))
+    settings = f"{options.strength} bounds, {options.repeats} repeats, {options.threads} threads"
+    rows = [] if options.fresh else earlier("layerwise", settings)
+    done = {(row["layer"], row["sparsity"]) for row in rows}
     for name in METHODS:  # compiles the loops
         solve(layer_problem(min(chosen, key=lambda row: row["k"])), name)
-    rows = [measured(row, options.strength, options.repeats) for row in chosen]
+    for row in chosen:
+        if (row["layer"], row["sparsity"]) not in done:
+            rows.append(measured(row, options.strength, options.repeats))
+            save("layerwise", rows, settings)
     asked = [key for key in rows[0] if isinstance(rows[0][key], bool)]
-    note = ", ".join(f"{key}: {sum(row[key] for row in rows)} of {len(rows)}" for key in asked)
-    report("layerwise", rows, COLUMNS, note)
+    verdict = ", ".join(f"{key}: {sum(row[key] for row in rows)} of {len(rows)}" for key in asked)
+    show("layerwise", rows, COLUMNS, verdict)
 
 
 if __name__ == "__main__":
