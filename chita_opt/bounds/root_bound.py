@@ -113,7 +113,7 @@ def _best_split(
                 break
             e = _split(problem, candidates, name)
             if e is None or float((problem.rho + e).min()) > 0.0:
-                trial = _solve(problem, e, name, best or start, options, clock)
+                trial = bound_with_split(problem, e, name, best or start, options, clock)
                 interrupted = trial.stats["stopped"] == "interrupt"
                 best = trial if best is None or trial.value > best.value else best
     except KeyboardInterrupt:  # between two ascents
@@ -169,7 +169,7 @@ def _split(problem: Problem, candidates: dict[str, Tensor], name: str) -> Tensor
     return safe_split(problem.curvature, None if name == "none" else candidates[name])
 
 
-def _solve(
+def bound_with_split(
     problem: Problem,
     e: Tensor | None,
     name: str,
@@ -177,7 +177,7 @@ def _solve(
     options: RelaxationOptions,
     clock: Clock,
 ) -> Bound:
-    """Ascend for one split and re-evaluate what was found."""
+    """Ascend for one split that is proven (see ``safe_split``) and re-evaluate what was found."""
     base = problem if e is None else split_problem(problem, e)
     if name != "none" and isinstance(start, Solution):
         start = replace(start, warm={})  # its relaxation was of another split

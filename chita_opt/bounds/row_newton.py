@@ -6,7 +6,8 @@ support, the weights with z > 0,
 .. math:: M^{-1}=(I+FBF^\top)^{-1}=I-F_S\big(B_S^{-1}+F_S^\top F_S\big)^{-1}F_S^\top .
 
 For rows of a layer, :math:`F_S^\top F_S` is a sub-matrix of the matrix that they share, so a row
-costs one Cholesky factorisation of the order of its own support and no product. B is diagonal but
+costs one Cholesky factorisation of the order of its own support and no product; so does a row of
+that matrix less a diagonal. B is diagonal but
 for the pools, and :math:`D^{1/2}(I-uu^\top)D^{1/2}` has the inverse :math:`D^{-1/2}(I+uu^\top/
 (1-|u|^2))D^{-1/2}`, where :math:`1-|u|^2` is a sum of positive terms.
 """
@@ -25,7 +26,7 @@ from chita_opt.bounds.newton import (
     apply_newton,
     conjugate_gradients,
 )
-from chita_opt.curvature.factors import BlockFactor, Factor, RowFactor
+from chita_opt.curvature.factors import BlockFactor, Factor, OwnRowFactor, RowFactor
 from chita_opt.curvature.shared_rows import batch_end
 
 _BATCH_ENTRIES = 2**24  # float64 entries of the sub-matrices factored at a time (128 MiB)
@@ -37,9 +38,13 @@ class RowNewton(NewtonSystem):
 
     def __init__(self, factor: RowFactor) -> None:
         self.factor = factor
-        d = factor.F.shape[1]
+        d = factor.width
         self.H = torch.zeros(d + 1, d + 1, dtype=torch.float64, device=factor.F.device)
-        torch.mm(factor.F.T, factor.F, out=self.H[:d, :d])  # the last row and column pad supports
+        self.less: Tensor | None = None
+        if isinstance(factor, OwnRowFactor):
+            self.H[:d, :d], self.less = factor.H, factor.e.reshape(-1)
+        else:
+            torch.mm(factor.F.T, factor.F, out=self.H[:d, :d])  # the last row and column pad
         self.batches: list[_Batch] = []
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
@@ -55,17 +60,15 @@ class RowNewton(NewtonSystem):
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Row by row ``rhs - F_S (B_S^-1 + H_SS)^-1 F_S' rhs``."""
-        F, rows = self.factor.F, self.factor.rows
-        b = rhs.reshape(rows, -1)
-        pulled = b.new_zeros(rows, F.shape[1] + 1)
-        torch.mm(b, F, out=pulled[:, :-1])
+        rows = self.factor.rows
+        pulled = _padded(self.factor.adjoint(rhs), rows)
         x = torch.zeros_like(pulled)
         for batch in self.batches:
             part = pulled[batch.rows].gather(1, batch.index)
             solved = torch.cholesky_solve(part[:, :, None], batch.L)[:, :, 0]
             own = torch.zeros(len(part), x.shape[1], dtype=x.dtype, device=x.device)
             x[batch.rows] = own.scatter_(1, batch.index, solved)
-        return (b - x[:, :-1] @ F.T).reshape(-1)
+        return rhs - self.factor.forward(x[:, :-1].reshape(-1))
 
     def _factor(self, D: Tensor, pools: tuple[Tensor, Tensor] | None) -> bool:
         """Cholesky factors of ``1/D + y y' (within pools) + H`` on the support of D, in batches."""
@@ -83,6 +86,8 @@ class RowNewton(NewtonSystem):
             index = torch.where(valid, order, len(self.H) - 1)
             A = self.H[index[:, :, None], index[:, None, :]]
             inverse = 1.0 / table[chosen].gather(1, index)
+            if self.less is not None:
+                inverse -= _padded(self.less, self.factor.rows)[chosen].gather(1, index)
             A.diagonal(dim1=1, dim2=2).add_(torch.where(valid, inverse, 1.0))
             if pools is not None and width:
                 y, pool = (_padded(v, self.factor.rows)[chosen].gather(1, index) for v in pools)
@@ -187,7 +192,7 @@ class CoupledNewton(NewtonSystem):
         ends = torch.tensor(self.ends, device=free.index.device)
         block = torch.bucketize(free.index, ends, right=True)
         if isinstance(self.factor, RowFactor):
-            block = free.index // self.factor.F.shape[1]
+            block = free.index // self.factor.width
         labels = free.pool + 1
         low = torch.full((int(labels.max()) + 1,), 2**62, device=labels.device)
         low = low.scatter_reduce_(0, labels, block, "amin")

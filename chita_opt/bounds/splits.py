@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
+from chita_opt.curvature.split_rows import SplitRows
 from chita_opt.errors import CurvatureError
 from chita_opt.problem import Problem
 
@@ -47,15 +48,18 @@ def safe_split(curvature: Curvature, e: Tensor | None = None) -> Tensor | None:
             zero = torch.zeros(block.size, dtype=torch.float64, device=block.device)
             parts.append(zero if part is None else part)
         return torch.cat(parts)
-    if isinstance(curvature, LowRank) and e is None:
-        return None
+    if isinstance(curvature, LowRank) and (e is None or not bool(e.any())):
+        return e
     H, rows = _matrix(curvature)
-    own = torch.zeros(len(H), dtype=torch.float64, device=H.device)
-    if e is not None:
-        own = e[: len(H)]
-        if rows > 1 and not bool((e.reshape(rows, -1) == own).all()):
-            raise CurvatureError("rows that share H must share the split; give the same e per row")
+    if e is not None and not _shared(e, rows):
+        return torch.cat([own - _shift(H, own) for own in e.reshape(rows, -1)])
+    own = torch.zeros(len(H), dtype=torch.float64, device=H.device) if e is None else e[: len(H)]
     return (own - _shift(H, own) - _forming_error(curvature, H)).repeat(rows)
+
+
+def _shared(e: Tensor, rows: int) -> bool:
+    """Whether all rows have the split of the first."""
+    return rows == 1 or bool((e.reshape(rows, -1) == e[: len(e) // rows]).all())
 
 
 def _forming_error(curvature: Curvature, H: Tensor) -> float:
@@ -95,14 +99,18 @@ def split_problem(problem: Problem, e: Tensor) -> Problem:
 
 
 def less_diagonal(curvature: Curvature, e: Tensor) -> Curvature:
-    """C - diag(e): gradients stay gradients where e is zero, and become a matrix elsewhere."""
+    """C - diag(e): gradients stay gradients where e is zero, and become a matrix elsewhere.
+
+    Rows that share a matrix and differ in their splits share it still.
+    """
     if isinstance(curvature, BlockDiagonal):
         return BlockDiagonal([less_diagonal(b, e[s]) for b, s in curvature.slices()])
     if isinstance(curvature, LowRank) and not bool(e.any()):
         return curvature
     H, rows = _matrix(curvature)
-    Q = H.clone()
-    Q.diagonal().sub_(e[: len(H)])
+    if not _shared(e, rows):
+        return SplitRows(H, rows, e.reshape(rows, -1))
+    Q = H - torch.diag(e[: len(H)])
     return SharedRows(Q, rows) if isinstance(curvature, SharedRows) else Dense(Q)
 
 

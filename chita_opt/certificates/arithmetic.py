@@ -167,14 +167,14 @@ def _block_pullback(block: Block, u: Array, e: Array | None) -> tuple[Array, Arr
         energy = 0.5 * float(u @ u)
         return q, error, Enclosed(energy, gamma(len(u) + 2) * energy)
     H, H_error = _matrix_of(block)
-    shared = np.zeros(len(H)) if e is None else e[: len(H)]
-    if e is not None and not (e.reshape(block.rows, -1) == shared).all():
-        raise CertificateError("rows that share a matrix must share the split")
-    prove_semidefinite(H, shared, len(H) * H_error)
-    V = u.reshape(block.rows, -1)
-    product = V @ H - V * shared
-    size = np.abs(V) @ np.abs(H) + np.abs(V * shared)
-    slack = gamma(len(shared) + 3) * size + H_error * np.abs(V).sum(1, keepdims=True)
+    V, E = u.reshape(block.rows, -1), np.zeros((block.rows, len(H)))
+    if e is not None:
+        E = e.reshape(block.rows, -1)
+    for own in E[:1] if (E == E[0]).all() else E:
+        prove_semidefinite(H, own, len(H) * H_error)
+    product = V @ H - V * E
+    size = np.abs(V) @ np.abs(H) + np.abs(V * E)
+    slack = gamma(len(H) + 3) * size + H_error * np.abs(V).sum(1, keepdims=True)
     q, error = product.reshape(-1), slack.reshape(-1)
     energy = 0.5 * float(u @ q)
     rounding = gamma(len(u) + 2) * 0.5 * float(np.abs(u) @ np.abs(q))

@@ -10,7 +10,7 @@ from typing import Any, overload
 from chita_opt.bounds import Bound, dual_bound, dual_point, trivial_bound
 from chita_opt.bounds.splits import safe_split
 from chita_opt.certificates.certificate import Certificate, certify
-from chita_opt.curvature import LowRank
+from chita_opt.curvature import BlockDiagonal, LowRank, SharedRows
 from chita_opt.errors import ProblemError
 from chita_opt.heuristics import THOROUGH, choose_method, solve
 from chita_opt.heuristics.portfolio import WITH_ROUNDINGS
@@ -19,6 +19,9 @@ from chita_opt.solution import Clock, Solution, Status
 
 OPTIMAL_GAP = 1e-9
 """Relative gap, rounding included, from which an answer is called optimal."""
+_LOOSE = 0.02  # relative gap above which blocks are given splits of their own
+_LEAST = 0.05  # seconds that are worth beginning for
+_UNASKED_WORK = 2e9  # cubes of block sizes: some seconds, where no time limit says how many
 _CHECK_PASSES = 6  # what a certificate's own arithmetic costs, in products with the curvature
 
 
@@ -33,7 +36,9 @@ class Effort:
         own bound); "best" leaves to the bound what it does not need.
     time_limit : float or None
         Seconds over method, bound and the certificate's own arithmetic, which is foreseen from one
-        measured product: the method gets half of the rest, the bound what then is left.
+        measured product: the method gets half of the rest, the bound what then is left. Where the
+        curvature falls into blocks (layer inputs), a loose bound is raised in that time by each
+        block's own best split; without a limit, only on blocks where that takes seconds.
     target_gap : float or None
         Stop the bound once the relative gap is this small.
     tol : float
@@ -154,7 +159,8 @@ def prove(solution: Solution, effort: Effort, time_limit: float | None) -> Bound
     """A bound for the solution's problem; the one at hand where the method was interrupted."""
     if solution.status is Status.INTERRUPTED:
         return bound_at_hand(solution)
-    return dual_bound(
+    begin = time.perf_counter()
+    bound = dual_bound(
         solution.problem,
         start=solution,
         tol=effort.tol,
@@ -162,6 +168,26 @@ def prove(solution: Solution, effort: Effort, time_limit: float | None) -> Bound
         time_limit=time_limit,
         memory_limit=effort.memory_limit,
     )
+    left = None if time_limit is None else time_limit - (time.perf_counter() - begin)
+    return _by_blocks(solution, bound, effort, left)
+
+
+def _by_blocks(solution: Solution, bound: Bound, effort: Effort, left: float | None) -> Bound:
+    """The bound raised by each block's own split, where it is loose and there is time for it."""
+    problem = solution.problem
+    size = solution.objective - problem.dense_minimum
+    loose = solution.objective - bound.value > max(effort.target_gap or 0.0, _LOOSE) * size
+    ended = bound.stats.get("stopped") == "interrupt" or (left is not None and left < _LEAST)
+    if ended or not loose or not isinstance(problem.curvature, BlockDiagonal | SharedRows):
+        return bound
+    from chita_opt.exact import SplitEffort, block_split_bound  # the room starts slowly
+
+    limits = SplitEffort(
+        time_limit=left,
+        work=_UNASKED_WORK if left is None else float("inf"),
+        memory_limit=effort.memory_limit,
+    )
+    return block_split_bound(problem, solution, bound, limits)
 
 
 def bound_at_hand(solution: Solution) -> Bound:

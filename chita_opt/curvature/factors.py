@@ -187,6 +187,11 @@ class RowFactor(Factor):
         """Rows times the rank m."""
         return self.rows * self.F.shape[0]
 
+    @property
+    def width(self) -> int:
+        """Weights in a row d."""
+        return self.size // self.rows
+
     def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Row by row ``F x_r``."""
         return (x.reshape(self.rows, -1) @ self.F.T).reshape(-1)
@@ -203,6 +208,49 @@ class RowFactor(Factor):
     def column_norms(self) -> Tensor:
         """Squared column norms, repeated for every row."""
         return self.F.square().sum(0).repeat(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnRowFactor(RowFactor):
+    """A factor for every row, F (rows, d, d) upper triangular, of ``H - diag(e_r)``.
+
+    Attributes
+    ----------
+    H : Tensor
+        (d, d), what the rows have in common.
+    e : Tensor
+        (rows, d).
+    """
+
+    H: Tensor
+    e: Tensor
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Number of weights rows * d."""
+        return self.e.numel()
+
+    @property
+    def dual_size(self) -> int:  # type: ignore[override]
+        """As many."""
+        return self.e.numel()
+
+    def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Row by row ``F_r x_r``."""
+        return torch.bmm(self.F, x.reshape(self.rows, -1, 1)).reshape(-1)
+
+    def adjoint(self, r: Tensor, *, exact: bool = False) -> Tensor:
+        """Row by row ``F_r' r_r``."""
+        return torch.bmm(r.reshape(self.rows, 1, -1), self.F).reshape(-1)
+
+    def pseudo_inverse(self, r: Tensor) -> Tensor:
+        """The x with ``F x = r``."""
+        right = r.reshape(self.rows, -1, 1)
+        return torch.linalg.solve_triangular(self.F, right, upper=True).reshape(-1)
+
+    def column_norms(self) -> Tensor:
+        """``diag(H) - e``."""
+        return (self.H.diagonal() - self.e).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

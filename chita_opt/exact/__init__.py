@@ -2,6 +2,7 @@
 
 from chita_opt.exact.bit_width_search import BitWidthSolution, solve_bit_widths
 from chita_opt.exact.bit_widths import BitWidthProblem, quantised
+from chita_opt.exact.block_splits import SplitEffort, block_split_bound
 from chita_opt.exact.blocks import solve_blocks, split_into_blocks
 from chita_opt.exact.budget_split import BudgetSplit, join_curves, split_curves, value_at
 from chita_opt.exact.engines import ParallelEngine
@@ -45,10 +46,12 @@ __all__ = [
     "ProvenBound",
     "ReductionProof",
     "SolverResult",
+    "SplitEffort",
     "TreeOptions",
     "TreeProof",
     "TreeResult",
     "ValueCurve",
+    "block_split_bound",
     "branch_and_bound",
     "enumerate_optimum",
     "enumerate_supports",

@@ -41,7 +41,7 @@ def split_into_blocks(problem: Problem) -> list[tuple[slice, Problem]]:
         If the curvature has no blocks, or a group of the family lies in more than one.
     """
     family = problem.supports
-    parts = list(_slices(problem.curvature))
+    parts = list(block_slices(problem.curvature))
     if len(parts) < 2 or not isinstance(family, Budget):
         raise ProblemError(
             "this problem does not fall into blocks under a budget; use branch_and_bound"
@@ -58,7 +58,8 @@ def split_into_blocks(problem: Problem) -> list[tuple[slice, Problem]]:
             own = Budget.cardinality(size, size)
         else:
             names, labels = np.unique(groups[s], return_inverse=True)
-            if bool(np.isin(groups[: s.start], names).any()):
+            elsewhere = np.concatenate([groups[: s.start], groups[s.stop :]])
+            if bool(np.isin(names, elsewhere).any()):
                 raise ProblemError(
                     f"a group of {family.name} lies in more than one block of the curvature; use "
                     "branch_and_bound"
@@ -68,15 +69,15 @@ def split_into_blocks(problem: Problem) -> list[tuple[slice, Problem]]:
     return found
 
 
-def _slices(curvature: Curvature) -> Iterator[tuple[slice, Curvature]]:
-    """Blocks of any depth, rows one by one."""
+def block_slices(curvature: Curvature) -> Iterator[tuple[slice, Curvature]]:
+    """The blocks of a curvature, of any depth, rows that share a matrix one by one."""
     if isinstance(curvature, SharedRows):
         d = len(curvature.H)
         for r in range(curvature.rows):
             yield slice(r * d, (r + 1) * d), Dense(curvature.H)
     elif isinstance(curvature, BlockDiagonal):
         for block, s in curvature.slices():
-            for inner, form in _slices(block):
+            for inner, form in block_slices(block):
                 yield slice(s.start + inner.start, s.start + inner.stop), form
     else:
         yield slice(0, curvature.size), curvature

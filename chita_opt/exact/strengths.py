@@ -4,8 +4,9 @@ r"""``lower_bound``: bounds of several strengths by one call, each with a witnes
 strength    what it is                                                  reach
 ==========  ==========================================================  =======================
 dual        perspective relaxation, three simple splits, products only  any p
-diagonal    the best diagonal split: the semidefinite relaxation of     dense H, p up to 4,000
-            Dong, Chen & Linderoth (2015), by barrier Newton steps
+diagonal    the best diagonal split: the semidefinite relaxation of     dense H, p up to 4,000;
+            Dong, Chen & Linderoth (2015), by barrier Newton steps;     blocks of up to 1,500
+            of large problems that fall into blocks each block's own    weights
 pairs       the best split into a diagonal and pairs of weights:        p up to 60
             rank-one convexification, by a conic solver
 lagrangian  root bounds of the blocks for the counts that matter, and   block-diagonal or
@@ -27,12 +28,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from chita_opt.bounds import Bound, dual_bound, dual_point
 from chita_opt.bounds.splits import less_diagonal, safe_split
-from chita_opt.curvature import BlockDiagonal, Curvature, SharedRows
 from chita_opt.errors import ProblemError
+from chita_opt.exact.block_splits import SplitEffort, block_split_bound, falls_into_blocks
 from chita_opt.exact.lagrangian import block_lagrangian
 from chita_opt.exact.options import TreeOptions
 from chita_opt.exact.pair_split import PairWitness, check_size, pair_bound
@@ -48,6 +48,7 @@ from chita_opt.solution import Clock, Solution
 from chita_opt.supports.base import Array
 
 STRENGTHS = ("dual", "diagonal", "pairs", "lagrangian", "tree")
+_WHOLE = 400  # weights up to which one program is solved for all, blocks or not
 _CLOSE = AscentOptions(enough=2e-4, shrink=0.5, inside=0.7, most_steps=150)
 
 
@@ -112,7 +113,8 @@ def lower_bound(
     """
     if strength not in STRENGTHS:
         raise ProblemError(f"strength is {strength!r}; give one of {', '.join(STRENGTHS)}")
-    if strength in ("diagonal", "tree") and problem.p > MAX_SIZE:
+    in_blocks = strength == "diagonal" and falls_into_blocks(problem.curvature)
+    if strength in ("diagonal", "tree") and problem.p > MAX_SIZE and not in_blocks:
         raise ProblemError(
             f"the problem has {problem.p} weights; the bound {strength!r} forms dense matrices and "
             f"stops at {MAX_SIZE}. Use strength='dual'"
@@ -154,10 +156,13 @@ def best_split_bound(
 ) -> Bound:
     """The bound with the best diagonal split, re-evaluated from the data; at least the dual one.
 
-    Where rows share one H they must share the split too, and get the smallest of their own.
+    Large problems that fall into blocks get the best split of each block for itself.
     """
     begin = time.perf_counter()
     fallback = dual_bound(problem, start=start, time_limit=time_limit)
+    if problem.p > _WHOLE and falls_into_blocks(problem.curvature):
+        left = None if time_limit is None else max(time_limit - fallback.seconds, 1e-3)
+        return block_split_bound(problem, start, fallback, SplitEffort(time_limit=left))
     quadratic, family = Quadratic.of(problem), allowed(problem.supports)
     node = root_node(problem.p, family.row_count)
     if not bool((quadratic.H.diagonal() > 0.0).all()) or not family.propagate(node.state):
@@ -183,7 +188,7 @@ def _from_split(problem: Problem, d: Array, v: Array, seconds: float) -> Bound:
     """The ascent's end as a certificate's witness: displacement and proven split."""
     C = problem.curvature
     e = torch.from_numpy(d).to(problem.device) - problem.rho
-    split = safe_split(C, _shared(C, e))
+    split = safe_split(C, e)
     assert split is not None  # None stands for no split only where none was asked for
     Q, stats = less_diagonal(C, split), {"split": "best diagonal"}
     witness = Q.image(torch.from_numpy(v).to(problem.device) - problem.w_bar)
@@ -191,15 +196,6 @@ def _from_split(problem: Problem, d: Array, v: Array, seconds: float) -> Bound:
         return Bound(-float("inf"), witness, split, "dual")
     value = dual_point(problem, witness, split).value
     return Bound(value, witness, split, "dual", seconds=seconds, stats=stats)
-
-
-def _shared(C: Curvature, e: Tensor) -> Tensor:
-    """The smallest of the rows' splits, for rows that share one H."""
-    if isinstance(C, BlockDiagonal):
-        return torch.cat([_shared(block, e[s]) for block, s in C.slices()])
-    if isinstance(C, SharedRows):
-        return e.reshape(C.rows, -1).amin(0).repeat(C.rows)
-    return e
 
 
 __all__ = ["STRENGTHS", "ProvenBound", "best_split_bound", "lower_bound"]

@@ -14,7 +14,7 @@ _CANDIDATES = 600  # least certain weights, of which a kick exchanges some
 _LEAST, _MOST = 0.02, 0.1  # share of them
 _NARROW = 300  # as many, for kicks that follow every solve
 _SMALL = 1000  # weights up to which a search costs less than a relaxation
-_EACH = 20  # weights for a kick: tiny problems have few local optima
+_EACH = 4  # weights for a kick: tiny problems have few local optima
 _LOOSE = 0.01  # share of the increase over the dense minimum that a relaxation leaves open
 
 

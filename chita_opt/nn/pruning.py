@@ -205,13 +205,13 @@ class _Run:
                 self.options.tell("solve", len(layers), len(parts))
 
             return solve_apart(parts, self.effort, budget, self.options.engine, keep)
-        for done, (name, problem) in enumerate(parts.items()):
+        smallest_first = sorted(parts.items(), key=lambda part: part[1].p)
+        for done, (name, problem) in enumerate(smallest_first):
             self.options.tell("solve", done, len(parts))
-            # each layer gets its part, by weights, of what the layers before it have left
-            left = sum(p.p for k, p in parts.items() if k not in layers)
             limit = None
             if budget is not None:
-                limit = less(budget, self.clock.elapsed - begin) * problem.p / left
+                left = [p.p for k, p in parts.items() if k not in layers]
+                limit = less(budget, self.clock.elapsed - begin) * _part(problem, left)
             layers[name] = self._rounded(run_method(problem, self.effort, limit), (name,))
             if layers[name].status is Status.INTERRUPTED:
                 return
@@ -246,13 +246,13 @@ class _Run:
             limit = less(self.clock.remaining, self.reserve)
             bounds = bound_apart(layers, self.effort, limit, self.options.engine)
             own |= {name: certify(layers[name], bound=bound) for name, bound in bounds.items()}
-        for name, found in layers.items():
+        for name, found in sorted(layers.items(), key=lambda layer: layer[1].problem.p):
             if name in own:
                 continue
             self.options.tell("bound", len(own), len(layers))
-            left = sum(s.problem.p for k, s in layers.items() if k not in own)
+            left = [s.problem.p for k, s in layers.items() if k not in own]
             limit = less(self.clock.remaining, self.reserve)
-            limit = None if limit is None else limit * found.problem.p / left
+            limit = None if limit is None else limit * _part(found.problem, left)
             if solution.status is Status.INTERRUPTED:  # what is left takes the bound at hand
                 found = replace(found, status=Status.INTERRUPTED)
             own[name] = certify_within(found, self.effort, limit)
@@ -294,6 +294,14 @@ class _Run:
         pieces = solution.w.split(sizes)
         w = torch.cat([x.to(self.dtypes[n]).double() for n, x in zip(names, pieces, strict=True)])
         return replace(solution, w=w)
+
+
+def _part(problem: Problem, sizes: list[int]) -> float:
+    """A layer's part of the seconds that are left for layers of ``sizes``, its own among them.
+
+    Half goes by weights and half in equal parts: small layers can hold most of the gap.
+    """
+    return 0.5 * problem.p / sum(sizes) + 0.5 / len(sizes)
 
 
 def _effort(method: str, options: PruneOptions) -> Effort:
