@@ -94,7 +94,7 @@ def test_large_problems_are_raised_block_by_block() -> None:
     asked = lower_bound(problem, strength="diagonal", start=solve(problem))
     assert isinstance(asked.witness, Bound)
     assert asked.witness.stats["split"] == "best of each block"
-    assert asked.value == pytest.approx(found.value, rel=1e-3) and asked.value > first.value
+    assert asked.value == pytest.approx(found.value, rel=1e-2) and asked.value > first.value
 
 
 def test_gradients_that_are_not_searched_stay_gradients() -> None:
@@ -132,9 +132,9 @@ def test_the_cheapest_layer_is_taken_first(monkeypatch: pytest.MonkeyPatch) -> N
     seen = []
     search = room._Block.best_split
 
-    def spy(block: room._Block, clock: room.Clock) -> Tensor | None:
+    def spy(block: room._Block, clock: room.Clock, enough: float) -> Tensor | None:
         seen.append(block.problem.p)
-        return search(block, clock)
+        return search(block, clock, enough)
 
     monkeypatch.setattr(room._Block, "best_split", spy)
     raised(both, SplitEffort(work=3 * 5**3))

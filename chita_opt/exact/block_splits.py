@@ -35,7 +35,7 @@ MAX_BLOCK = 1500
 _ENTRY_BYTES = 72.0  # the block, its factor, and the ascent's systems, a squared weight
 _SHARE = 0.6  # of the seconds, for the splits; the rest is the ascent's
 _TRIVIAL = 1e-9  # share of the increase below which a block is left as it is
-_LOOSE = AscentOptions(enough=0.1, shrink=0.5, inside=0.7, most_steps=100)
+_ASCENT = AscentOptions(shrink=0.5, inside=0.7, most_steps=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,16 @@ class SplitEffort:
         cheapest on as far as they fit, whatever the machine.
     memory_limit : float
         Bytes; the same.
+    enough : float
+        What a block's split may leave to gain, as a share of the block's gap.
     tol : float
-        Of the ascent; see ``dual_bound``.
+        Of the ascent over all blocks; see ``dual_bound``.
     """
 
     time_limit: float | None = None
     work: float = float("inf")
     memory_limit: float = 4e9
+    enough: float = 0.1
     tol: float = 1e-4
 
 
@@ -127,7 +130,7 @@ def _splits(problem: Problem, start: Solution, first: Bound, effort: SplitEffort
     for block in sorted(blocks, key=lambda block: -block.increase):
         if clock.expired or block.increase <= _TRIVIAL * total:
             break
-        own = block.best_split(clock)
+        own = block.best_split(clock, effort.enough)
         if own is not None:
             e[block.place], reached = own, True
     return safe_split(problem.curvature, e) if reached else None
@@ -180,12 +183,13 @@ class _Block:
         objective = own.objective(start.w[place])
         return cls(place, own, objective, objective - own.dense_minimum)
 
-    def best_split(self, clock: Clock) -> Tensor | None:
+    def best_split(self, clock: Clock, enough: float) -> Tensor | None:
         """The diagonal to be moved to the ridge, not proven yet; None if no ascent ends in time."""
         quadratic, family = Quadratic.of(self.problem), allowed(self.problem.supports)
         node = root_node(self.problem.p, family.row_count)
         free = np.arange(self.problem.p)
-        bound = NodeBound(quadratic, node, family.restrict(node.state, free), free, _LOOSE)
+        options = replace(_ASCENT, enough=enough)
+        bound = NodeBound(quadratic, node, family.restrict(node.state, free), free, options)
         if bound.ascent is None:
             return None
         bound.stop = lambda: clock.expired

@@ -162,7 +162,9 @@ def best_split_bound(
     fallback = dual_bound(problem, start=start, time_limit=time_limit)
     if problem.p > _WHOLE and falls_into_blocks(problem.curvature):
         left = None if time_limit is None else max(time_limit - fallback.seconds, 1e-3)
-        return block_split_bound(problem, start, fallback, SplitEffort(time_limit=left))
+        return block_split_bound(
+            problem, start, fallback, SplitEffort(time_limit=left, enough=0.01, tol=3e-5)
+        )
     quadratic, family = Quadratic.of(problem), allowed(problem.supports)
     node = root_node(problem.p, family.row_count)
     if not bool((quadratic.H.diagonal() > 0.0).all()) or not family.propagate(node.state):

@@ -62,7 +62,9 @@ class PruneOptions:
         iterator, an ``IterableDataset``) is read in its own order.
     time_limit : float, optional
         Seconds over the whole call. Gradient rows are always completed; method and bound share
-        what is left.
+        what is left. A loose bound of layer inputs is raised in that time by splits of each row's
+        own (:func:`chita_opt.exact.block_split_bound`), without a limit only where that takes
+        seconds.
     target_gap : float, optional
         Stop the bound once the relative gap is this small.
     device : torch.device or str, optional
