@@ -44,7 +44,8 @@ def test_stronger_models_prove_more(form: str, family: str) -> None:
     problem = make_problem(form, family, p=P, linear=True)
     weak = perspective_relaxation(problem).model.solve(solver="CLARABEL")
     diagonal = optimal_diagonal_relaxation(problem).model.solve(solver="CLARABEL")
-    pairs = pair_relaxation(problem, strongest_pairs(problem, 4)).model.solve(solver="CLARABEL")
+    model = pair_relaxation(problem, strongest_pairs(problem, 4)).model
+    pairs = model.solve(solver="CLARABEL", tol_gap_abs=1e-7, tol_gap_rel=1e-7, tol_feas=1e-7)
     slack = 1e-5 * size_of(problem)
     assert weak <= diagonal + slack and diagonal <= pairs + slack
     assert pairs <= enumerate_optimum(problem).objective + slack

@@ -425,7 +425,8 @@ def test_momentum_falls_and_needs_fewer_steps(name: str) -> None:
     problem = medium(2)
     plain = solve(problem, name, descent=Descent(max_iter=400))
     fast = solve(problem, name, descent=Descent(max_iter=400, momentum=True))
-    assert all(b <= a for a, b in pairwise(fast.trace.values))
+    rounding = 1.0 + 1e-7  # the last value is float64's, those before it the data's float32
+    assert all(b <= a * rounding for a, b in pairwise(fast.trace.values))
     assert fast.objective <= plain.objective * 1.02
     if name == "iht":
         assert int(str(fast.stats["iterations"])) < int(str(plain.stats["iterations"]))
