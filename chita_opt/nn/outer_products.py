@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn import grad
 
 from chita_opt.nn.layer_map import LayerSlice
-from chita_opt.nn.patches import Conv, is_stock, window_view
+from chita_opt.nn.patches import Conv, is_stock, padded_input, window_view
 from chita_opt.nn.row_engines import RowLoss
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 # column receives a few cache lines at a time, of convolutions so few that windows stay cached.
 _SCRATCH_BYTES = 8 << 20
 _WINDOW_BYTES = 2 << 20
+_WEIGHT_GRADIENTS = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
+_LINE = 16  # rows whose entries of one column fill a cache line
 
 
 class NotApplicable(Exception):
@@ -171,43 +174,77 @@ class OuterProducts:
         """Write products (rows, weights), or those of the chosen weights, as columns."""
         rows = block.shape[1]
         if isinstance(module, nn.Linear):
-            product = _linear_factors
-            step = max(16, _SCRATCH_BYTES // (4 * weights))  # 16: a cache line of each column
+            product = _linear_product
+            step = max(_LINE, _SCRATCH_BYTES // (4 * weights))
         else:
-            product = _conv_factors
+            product = _conv_product
             samples, outputs = x.shape[1], module.get_parameter("weight").shape[0]
             places = delta[0, 0].numel() // outputs
             windows = x.element_size() * places * (outputs + weights // outputs)
             self._window_bytes = max(self._window_bytes, windows)
             step = max(1, _WINDOW_BYTES // (samples * windows + 4 * weights))
-        size = min(step, rows) * weights
+        tile = max(step, _LINE)
+        size = min(tile, rows) * weights
         if len(self._scratch) < size or self._scratch.dtype != x.dtype:
             self._scratch = x.new_empty(size)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            left, right = product(module, x[part], delta[part])
-            shape = (len(left), left.shape[1], right.shape[2])
-            made = self._scratch[: math.prod(shape)].view(shape)
-            torch.bmm(left, right, out=made)
-            made = made.view(-1, weights)
-            made = made if chosen is None else made.index_select(1, chosen)
-            block[:, part].copy_(made.t())
+        for first in range(0, rows, tile):
+            last = min(first + tile, rows)
+            made = self._scratch[: (last - first) * weights].view(-1, weights)
+            for start in range(first, last, step):
+                part = slice(start, min(start + step, last))
+                product(module, x[part], delta[part], made[start - first : part.stop - first])
+            if chosen is not None:
+                made = made.index_select(1, chosen)
+            block[:, first:last].copy_(made.t())
 
 
-def _linear_factors(module: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of (rows, out, in) from (rows, m, ..., in) and (rows, m, ..., out)."""
+def _linear_product(module: nn.Module, x: Tensor, delta: Tensor, out: Tensor) -> None:
+    """Rows (rows, out * in) from (rows, m, ..., in) and (rows, m, ..., out)."""
     x, delta = x.flatten(1, -2), delta.flatten(1, -2)
-    return delta.transpose(1, 2), x
+    torch.bmm(delta.transpose(1, 2), x, out=out.view(len(x), delta.shape[2], x.shape[2]))
 
 
-def _conv_factors(module: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of (rows * groups, ., .) from (rows, m, in, ...) and (rows, m, out, ...)."""
+def _conv_product(module: nn.Module, x: Tensor, delta: Tensor, out: Tensor) -> None:
+    """Rows (rows, weights) from (rows, m, in, ...) and (rows, m, out, ...)."""
     assert isinstance(module, Conv)
     dims, groups = len(module.kernel_size), module.groups
+    if module.out_channels == groups == module.in_channels:
+        view = window_view(module, x.flatten(0, 1))
+        return _depthwise_product(view.squeeze(2), delta, out)
+    on_cpu = x.device.type == "cpu"
+    if on_cpu and x.shape[1] > 1 and module.weight.shape[2:].numel() > 1:
+        return _kernel_product(module, x, delta, out)
     view = window_view(module, x.flatten(0, 1)).unflatten(0, x.shape[:2])
     taps, places = range(4, 4 + dims), range(4 + dims, 4 + 2 * dims)
     windows = view.permute(0, 2, 3, *taps, 1, *places)
     windows = windows.reshape(len(x) * groups, module.weight.shape[1:].numel(), -1)
     delta = delta.unflatten(2, (groups, -1)).movedim(1, 3)
     delta = delta.reshape(len(x) * groups, module.out_channels // groups, -1)
-    return delta, windows.transpose(1, 2)
+    made = out.view(len(delta), delta.shape[1], windows.shape[1])
+    torch.bmm(delta, windows.transpose(1, 2), out=made)
+
+
+def _kernel_product(module: Conv, x: Tensor, delta: Tensor, out: Tensor) -> None:
+    """Row by row with the library's own kernel: windows of many samples leave the cache."""
+    gradient = _WEIGHT_GRADIENTS[len(module.kernel_size)]
+    for row, made in enumerate(out):
+        found = gradient(
+            padded_input(module, x[row]), module.weight.shape, delta[row],
+            stride=module.stride, dilation=module.dilation, groups=module.groups,
+        )  # fmt: skip
+        made.copy_(found.flatten())
+
+
+def _depthwise_product(view: Tensor, delta: Tensor, out: Tensor) -> None:
+    """Tap by tap, as windows of one channel hold too little for a matrix product.
+
+    ``view`` is (rows * m, channels, *kernel, *places), ``delta`` (rows, m, channels, *places).
+    """
+    rows, samples, channels = delta.shape[:3]
+    places = delta.ndim - 3
+    kernel = view.shape[2:-places]
+    made = out.view(rows, channels, *kernel)
+    for tap in itertools.product(*(range(size) for size in kernel)):
+        place: tuple[slice | int, ...] = (slice(None), slice(None), *tap)
+        seen = view[place].unflatten(0, (rows, samples))
+        made[place] = (seen * delta).flatten(3).sum((1, 3))

@@ -42,6 +42,19 @@ def window_view(module: Conv, x: Tensor) -> Tensor:
         (N, groups, C / groups, *kernel, *output size).
     """
     dims = len(module.kernel_size)
+    x = padded_input(module, x)
+    for i in range(dims):
+        span = module.dilation[i] * (module.kernel_size[i] - 1) + 1
+        # Appends the window as the last dimension; the slice then leaves the dilated taps.
+        x = x.unfold(2 + i, span, module.stride[i])[..., :: module.dilation[i]]
+    x = x.unflatten(1, (module.groups, -1))
+    places, taps = range(3, 3 + dims), range(3 + dims, 3 + 2 * dims)
+    return x.permute(0, 1, 2, *taps, *places)
+
+
+def padded_input(module: Conv, x: Tensor) -> Tensor:
+    """The input (N, C, ...) of a convolution with what its padding adds."""
+    dims = len(module.kernel_size)
     if x.ndim == dims + 1:
         x = x.unsqueeze(0)
     if x.ndim != dims + 2:
@@ -50,16 +63,10 @@ def window_view(module: Conv, x: Tensor) -> Tensor:
             f"{dims + 2} dimensions"
         )
     pad = _padding(module)
-    if any(pad):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = functional.pad(x, pad, mode=mode)
-    for i in range(dims):
-        span = module.dilation[i] * (module.kernel_size[i] - 1) + 1
-        # Appends the window as the last dimension; the slice then leaves the dilated taps.
-        x = x.unfold(2 + i, span, module.stride[i])[..., :: module.dilation[i]]
-    x = x.unflatten(1, (module.groups, -1))
-    places, taps = range(3, 3 + dims), range(3 + dims, 3 + 2 * dims)
-    return x.permute(0, 1, 2, *taps, *places)
+    if not any(pad):
+        return x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(x, pad, mode=mode)
 
 
 def input_vectors(module: nn.Module, x: Tensor) -> Tensor:
