@@ -166,6 +166,10 @@ def split_rows(seed: int = 0) -> tuple[SharedRows, SplitRows, Tensor]:
     return problem.curvature, rest, split
 
 
+def lowest_eigenvalue(Q: Tensor) -> float:
+    return float(torch.linalg.eigvalsh(Q)[0])
+
+
 def test_split_rows_are_the_matrix_they_say() -> None:
     C, rest, split = split_rows()
     Q = C.dense() - torch.diag(split)
@@ -180,6 +184,8 @@ def test_split_rows_are_the_matrix_they_say() -> None:
     r = rest.dual_of_image(rest.image(x))
     torch.testing.assert_close(rest.image_of_dual(r), x, rtol=1e-6, atol=1e-8)
     assert rest.to("cpu").specification["form"] == "split_rows" and set(rest.arrays()) == {"H", "e"}
+    again = 0.5 * lowest_eigenvalue(Q) * torch.ones(C.size, dtype=torch.float64)
+    torch.testing.assert_close(less_diagonal(rest, again).dense(), Q - torch.diag(again), **same)
     mask = torch.arange(C.size) % 3 == 0
     whole = Problem(C, x, torch.full_like(x, 0.1), Budget.cardinality(C.size, C.size))
     other = split_problem(whole, split)
@@ -213,7 +219,7 @@ def test_newton_systems_of_split_rows(pools: str) -> None:
 def test_splits_of_another_shape_are_refused() -> None:
     C, _, split = split_rows()
     with pytest.raises(CurvatureError, match="one diagonal a row"):
-        SplitRows(C.H, C.rows, split[:WIDTH])
+        SplitRows(C, split[:WIDTH])
 
 
 def test_a_split_too_large_in_one_row_is_refused_by_numpy(tmp_path: Path) -> None:

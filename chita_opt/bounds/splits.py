@@ -108,8 +108,8 @@ def less_diagonal(curvature: Curvature, e: Tensor) -> Curvature:
     if isinstance(curvature, LowRank) and not bool(e.any()):
         return curvature
     H, rows = _matrix(curvature)
-    if not _shared(e, rows):
-        return SplitRows(H, rows, e.reshape(rows, -1))
+    if isinstance(curvature, SharedRows) and not _shared(e, rows):
+        return SplitRows(curvature, e.reshape(rows, -1))
     Q = H - torch.diag(e[: len(H)])
     return SharedRows(Q, rows) if isinstance(curvature, SharedRows) else Dense(Q)
 
