@@ -47,7 +47,6 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from chita_opt import Budget, Problem, Solution, dual_bound, keep_count, solve
-from chita_opt.curvature import without_coupling
 from chita_opt.exact import TreeOptions, branch_and_bound
 from chita_opt.nn import MaskKeeper, PruneOptions, train_classifier
 from chita_opt.nn.darb import darb_family, dual_gains, solve_with_widths
@@ -162,8 +161,7 @@ class Case:
 
     def alone(self, model: Problem, w: Tensor) -> dict[str, Any]:
         """Objective, bound and gap of the model without coupling between output units."""
-        units = [item.rows_cols[1] for item in self.layers for _ in range(item.rows_cols[0])]
-        own = replace(model, curvature=without_coupling(model.curvature, units))
+        own = BlockRounds.uncoupled(model, self.layers)
         found = Solution(own, w, "block rounds", Status.FEASIBLE)
         bound = dual_bound(
             own, start=found, time_limit=self.given.bound_seconds, tol=1e-4, splits="none"

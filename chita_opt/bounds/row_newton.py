@@ -7,9 +7,9 @@ support, the weights with z > 0,
 
 For rows of a layer, :math:`F_S^\top F_S` is a sub-matrix of the matrix that they share, so a row
 costs one Cholesky factorisation of the order of its own support and no product; so does a row of
-that matrix less a diagonal. B is diagonal but
-for the pools, and :math:`D^{1/2}(I-uu^\top)D^{1/2}` has the inverse :math:`D^{-1/2}(I+uu^\top/
-(1-|u|^2))D^{-1/2}`, where :math:`1-|u|^2` is a sum of positive terms.
+that matrix less a diagonal. B is diagonal but for the pools, and :math:`D^{1/2}(I-uu^\top)D^{1/2}`
+has the inverse :math:`D^{-1/2}(I+uu^\top/(1-|u|^2))D^{-1/2}`, where :math:`1-|u|^2` is a sum of
+positive terms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chita_opt.bounds.newton import (
     apply_newton,
     conjugate_gradients,
 )
-from chita_opt.curvature.factors import BlockFactor, Factor, OwnRowFactor, RowFactor
+from chita_opt.curvature.factors import BlockFactor, Factor, RowFactor
 from chita_opt.curvature.shared_rows import batch_end
 
 _BATCH_ENTRIES = 2**24  # float64 entries of the sub-matrices factored at a time (128 MiB)
@@ -40,11 +40,7 @@ class RowNewton(NewtonSystem):
         self.factor = factor
         d = factor.width
         self.H = torch.zeros(d + 1, d + 1, dtype=torch.float64, device=factor.F.device)
-        self.less: Tensor | None = None
-        if isinstance(factor, OwnRowFactor):
-            self.H[:d, :d], self.less = factor.H, factor.e.reshape(-1)
-        else:
-            torch.mm(factor.F.T, factor.F, out=self.H[:d, :d])  # the last row and column pad
+        self.H[:d, :d] = factor.common  # the last row and column pad supports
         self.batches: list[_Batch] = []
 
     def prepare(self, weights: Tensor, free: FreePart | None) -> bool:
@@ -86,8 +82,8 @@ class RowNewton(NewtonSystem):
             index = torch.where(valid, order, len(self.H) - 1)
             A = self.H[index[:, :, None], index[:, None, :]]
             inverse = 1.0 / table[chosen].gather(1, index)
-            if self.less is not None:
-                inverse -= _padded(self.less, self.factor.rows)[chosen].gather(1, index)
+            if self.factor.less is not None:
+                inverse -= _padded(self.factor.less, self.factor.rows)[chosen].gather(1, index)
             A.diagonal(dim1=1, dim2=2).add_(torch.where(valid, inverse, 1.0))
             if pools is not None and width:
                 y, pool = (_padded(v, self.factor.rows)[chosen].gather(1, index) for v in pools)

@@ -153,6 +153,27 @@ class Curvature(ABC):
         raise CurvatureError(f"{type(self).__name__} cannot be moved to {device}")
 
 
+class MatrixCurvature(Curvature):
+    """A curvature from explicit matrices: the image of a displacement is the displacement."""
+
+    @property
+    def image_size(self) -> int:
+        """Images are displacements: p."""
+        return self.size
+
+    def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
+        """X itself."""
+        return x
+
+    def energy(self, image: Tensor) -> float:
+        """``x'Cx / 2``."""
+        return 0.5 * float(image @ self.pullback(image))
+
+    def dual_of_image(self, image: Tensor) -> Tensor:
+        """``r = F x``."""
+        return self.factor().forward(image, exact=True)
+
+
 def _finish(device: torch.device) -> None:
     """Wait for a GPU's queue; a CPU has none."""
     if device.type == "cuda":

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chita_opt.curvature.base import Curvature, SeparablePart, SupportSolver
+from chita_opt.curvature.base import MatrixCurvature, SeparablePart, SupportSolver
 from chita_opt.curvature.checks import positive_semidefinite
 from chita_opt.curvature.cholesky import CholeskySupport
 from chita_opt.curvature.factors import ColumnFactor, eigen_factor, pseudo_inverse
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Curvature):
+class Dense(MatrixCurvature):
     """C = H (p, p), symmetric positive semidefinite; kept in float64.
 
     Raises
@@ -58,31 +58,14 @@ class Dense(Curvature):
     def _factor(self) -> ColumnFactor:
         return ColumnFactor(eigen_factor(self.H).T.contiguous())
 
-    @property
-    def image_size(self) -> int:
-        """Images are displacements: p."""
-        return self.size
-
-    def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
-        """X itself."""
-        return x
-
     def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """``H x``."""
         Cx = self.H @ image
         return Cx if index is None else Cx[index]
 
-    def energy(self, image: Tensor) -> float:
-        """``x'Cx / 2``."""
-        return 0.5 * float(image @ self.pullback(image))
-
     def image_of_dual(self, r: Tensor) -> Tensor:
         """``x = F^+ r``; the rows of F are orthogonal."""
         return pseudo_inverse(self._factor, r)
-
-    def dual_of_image(self, image: Tensor) -> Tensor:
-        """``r = F x``."""
-        return self._factor.forward(image, exact=True)
 
     def diagonal(self) -> Tensor:
         """``diag(H)``."""

@@ -192,6 +192,16 @@ class RowFactor(Factor):
         """Weights in a row d."""
         return self.size // self.rows
 
+    @property
+    def common(self) -> Tensor:
+        """(d, d), what the rows' curvatures have in common: ``F'F``."""
+        return self.F.T @ self.F
+
+    @property
+    def less(self) -> Tensor | None:
+        """(rows, d), what each row lacks on the diagonal; None where no row lacks anything."""
+        return None
+
     def forward(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Row by row ``F x_r``."""
         return (x.reshape(self.rows, -1) @ self.F.T).reshape(-1)
@@ -224,6 +234,16 @@ class OwnRowFactor(RowFactor):
 
     H: Tensor
     e: Tensor
+
+    @property
+    def common(self) -> Tensor:
+        """H."""
+        return self.H
+
+    @property
+    def less(self) -> Tensor | None:
+        """The rows' own e."""
+        return self.e
 
     @property
     def size(self) -> int:  # type: ignore[override]

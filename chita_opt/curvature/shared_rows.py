@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chita_opt.curvature.base import Curvature, SeparablePart, SupportSolver
+from chita_opt.curvature.base import MatrixCurvature, SeparablePart, SupportSolver
 from chita_opt.curvature.checks import positive_semidefinite
 from chita_opt.curvature.cholesky import cholesky
 from chita_opt.curvature.factors import RowFactor, eigen_factor
@@ -20,7 +20,7 @@ _BATCH_ENTRIES = 2**14  # float64 entries of sub-matrices factored together: sma
 
 
 @dataclass(frozen=True, eq=False)
-class SharedRows(Curvature):
+class SharedRows(MatrixCurvature):
     r"""C = I_rows ⊗ H: the weights are a matrix W (rows, d) whose rows share H (d, d).
 
     For layer inputs x, H = mean of xx' gives :math:`\tfrac12\sum_r (w_r-\bar w_r)^\top H
@@ -73,31 +73,14 @@ class SharedRows(Curvature):
     def _factor(self) -> RowFactor:
         return RowFactor(eigen_factor(self.H), self.rows)
 
-    @property
-    def image_size(self) -> int:
-        """Images are displacements: p."""
-        return self.size
-
-    def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
-        """X itself."""
-        return x
-
     def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """Row by row ``H x_r``."""
         Cx = (image.reshape(self.rows, -1) @ self.H).reshape(-1)
         return Cx if index is None else Cx[index]
 
-    def energy(self, image: Tensor) -> float:
-        """``x'Cx / 2``."""
-        return 0.5 * float(image @ self.pullback(image))
-
     def image_of_dual(self, r: Tensor) -> Tensor:
         """``x = F^+ r``; the rows of F are orthogonal."""
         return self._factor.pseudo_inverse(r)
-
-    def dual_of_image(self, image: Tensor) -> Tensor:
-        """``r = F x``."""
-        return self._factor.forward(image, exact=True)
 
     def diagonal(self) -> Tensor:
         """``diag(H)``, repeated for every row."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chita_opt.curvature.base import Curvature, SeparablePart, SupportSolver
+from chita_opt.curvature.base import MatrixCurvature, SeparablePart, SupportSolver
 from chita_opt.curvature.cholesky import CholeskySupport
 from chita_opt.curvature.factors import OwnRowFactor
 from chita_opt.curvature.shared_rows import SharedRows
@@ -18,7 +18,7 @@ from chita_opt.errors import CurvatureError
 
 
 @dataclass(frozen=True, eq=False)
-class SplitRows(Curvature):
+class SplitRows(MatrixCurvature):
     r"""C = I_rows ⊗ H - diag(e), positive definite in every row.
 
     No :class:`SharedRows`, so that nothing takes H for the matrix of its rows.
@@ -74,31 +74,14 @@ class SplitRows(Curvature):
         parts = [torch.linalg.cholesky(H - torch.diag(own), upper=True) for own in self.e]
         return OwnRowFactor(torch.stack(parts), self.whole.rows, H, self.e)
 
-    @property
-    def image_size(self) -> int:
-        """Images are displacements: p."""
-        return self.size
-
-    def image(self, x: Tensor, *, exact: bool = True) -> Tensor:
-        """X itself."""
-        return x
-
     def pullback(self, image: Tensor, *, index: Tensor | None = None, exact: bool = True) -> Tensor:
         """Row by row ``H x_r - e_r x_r``."""
         Cx = self.whole.pullback(image) - image * self.e.reshape(-1)
         return Cx if index is None else Cx[index]
 
-    def energy(self, image: Tensor) -> float:
-        """``x'Cx / 2``."""
-        return 0.5 * float(image @ self.pullback(image))
-
     def image_of_dual(self, r: Tensor) -> Tensor:
         """``x = F^-1 r``."""
         return self._factor.pseudo_inverse(r)
-
-    def dual_of_image(self, image: Tensor) -> Tensor:
-        """``r = F x``."""
-        return self._factor.forward(image, exact=True)
 
     def diagonal(self) -> Tensor:
         """``diag(H)`` less every row's own."""

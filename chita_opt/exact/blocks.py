@@ -72,9 +72,9 @@ def split_into_blocks(problem: Problem) -> list[tuple[slice, Problem]]:
 def block_slices(curvature: Curvature) -> Iterator[tuple[slice, Curvature]]:
     """The blocks of a curvature, of any depth, rows that share a matrix one by one."""
     if isinstance(curvature, SharedRows):
-        d = len(curvature.H)
+        d, row = curvature.width, Dense(curvature.H)
         for r in range(curvature.rows):
-            yield slice(r * d, (r + 1) * d), Dense(curvature.H)
+            yield slice(r * d, (r + 1) * d), row
     elif isinstance(curvature, BlockDiagonal):
         for block, s in curvature.slices():
             for inner, form in block_slices(block):

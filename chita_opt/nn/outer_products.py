@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 _SCRATCH_BYTES = 8 << 20
 _WINDOW_BYTES = 2 << 20
 _WEIGHT_GRADIENTS = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
-_LINE = 16  # rows whose entries of one column fill a cache line
+CACHE_LINE = 16
+"""Float32 numbers in a cache line: rows whose entries of one column fill it."""
 
 
 class NotApplicable(Exception):
@@ -175,7 +176,7 @@ class OuterProducts:
         rows = block.shape[1]
         if isinstance(module, nn.Linear):
             product = _linear_product
-            step = max(_LINE, _SCRATCH_BYTES // (4 * weights))
+            step = max(CACHE_LINE, _SCRATCH_BYTES // (4 * weights))
         else:
             product = _conv_product
             samples, outputs = x.shape[1], module.get_parameter("weight").shape[0]
@@ -183,7 +184,7 @@ class OuterProducts:
             windows = x.element_size() * places * (outputs + weights // outputs)
             self._window_bytes = max(self._window_bytes, windows)
             step = max(1, _WINDOW_BYTES // (samples * windows + 4 * weights))
-        tile = max(step, _LINE)
+        tile = max(step, CACHE_LINE)
         size = min(tile, rows) * weights
         if len(self._scratch) < size or self._scratch.dtype != x.dtype:
             self._scratch = x.new_empty(size)

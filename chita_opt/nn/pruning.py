@@ -20,7 +20,7 @@ from chita_opt.certificates.pipeline import (
     run_method,
     share,
 )
-from chita_opt.nn.layer_engine import bound_apart, check_engine, solve_apart
+from chita_opt.nn.layer_engine import bound_apart, check_engine, part_of_time, solve_apart
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.layers import select_layers
 from chita_opt.nn.mac_budget import mac_budget
@@ -211,7 +211,7 @@ class _Run:
             limit = None
             if budget is not None:
                 left = [p.p for k, p in parts.items() if k not in layers]
-                limit = less(budget, self.clock.elapsed - begin) * _part(problem, left)
+                limit = less(budget, self.clock.elapsed - begin) * part_of_time(problem.p, left)
             layers[name] = self._rounded(run_method(problem, self.effort, limit), (name,))
             if layers[name].status is Status.INTERRUPTED:
                 return
@@ -252,7 +252,7 @@ class _Run:
             self.options.tell("bound", len(own), len(layers))
             left = [s.problem.p for k, s in layers.items() if k not in own]
             limit = less(self.clock.remaining, self.reserve)
-            limit = None if limit is None else limit * _part(found.problem, left)
+            limit = None if limit is None else limit * part_of_time(found.problem.p, left)
             if solution.status is Status.INTERRUPTED:  # what is left takes the bound at hand
                 found = replace(found, status=Status.INTERRUPTED)
             own[name] = certify_within(found, self.effort, limit)
@@ -294,14 +294,6 @@ class _Run:
         pieces = solution.w.split(sizes)
         w = torch.cat([x.to(self.dtypes[n]).double() for n, x in zip(names, pieces, strict=True)])
         return replace(solution, w=w)
-
-
-def _part(problem: Problem, sizes: list[int]) -> float:
-    """A layer's part of the seconds that are left for layers of ``sizes``, its own among them.
-
-    Half goes by weights and half in equal parts: small layers can hold most of the gap.
-    """
-    return 0.5 * problem.p / sum(sizes) + 0.5 / len(sizes)
 
 
 def _effort(method: str, options: PruneOptions) -> Effort:

@@ -15,7 +15,7 @@ from chita_opt.errors import DataError, MemoryLimitError
 from chita_opt.nn.engine_choice import PROBE_ROWS, choose_engine
 from chita_opt.nn.evaluation import evaluating, full_precision, model_device
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.outer_products import NotApplicable, OuterProducts
+from chita_opt.nn.outer_products import CACHE_LINE, NotApplicable, OuterProducts
 from chita_opt.nn.row_engines import Engine, LoopRows, Loss, RowLoss
 from chita_opt.nn.sampling import Batch, RowChoice, RowSource, open_rows
 from chita_opt.nn.support_rows import SupportRows
@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 # Beyond this a larger chunk is no faster, but for chunks that leave cache lines half written.
 _WORK_BYTES = 256 << 20
 _MOST_BYTES = 2 << 30
-_LINE = 16  # float32 numbers in a cache line
 
 
 class RowComputation:
@@ -103,7 +102,7 @@ class RowComputation:
             If not even one does.
         """
         row += self.row_bytes
-        work = max(_WORK_BYTES, min(_LINE * row, _MOST_BYTES))
+        work = max(_WORK_BYTES, min(CACHE_LINE * row, _MOST_BYTES))
         if memory_limit is not None:
             work = min(work, memory_limit - held)
             if row > work:
@@ -113,7 +112,7 @@ class RowComputation:
                     f"{memory_limit}: raise it, or lower rows or batch_size, or select fewer layers"
                 )
         count = max(1, min(self.source.rows, work // row))
-        return count - (count % _LINE if count > _LINE else 0)
+        return count - (count % CACHE_LINE if count > CACHE_LINE else 0)
 
     def chunks(self, size: int) -> Iterator[tuple[int, int]]:
         """Yield first row and number of rows of each chunk, which is to be written in between."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,8 +71,7 @@ class BlockRounds:
                 "blocks that are solved alone would each take the whole linear term; give "
                 "first_order=0"
             )
-        units = [item.rows_cols[1] for item in layers for _ in range(item.rows_cols[0])]
-        model = without_coupling(problem.curvature, units)
+        model = self.uncoupled(problem, layers).curvature
         w, supports = problem.w_bar, problem.supports
         scores = self._scores(w, layers)
         kept = int(supports.best_support(scores).sum())
@@ -83,6 +82,12 @@ class BlockRounds:
             w = model.support_solver(problem.separable, mask).weights
             scores = self._scores(w, layers)
         return w
+
+    @staticmethod
+    def uncoupled(problem: Problem, layers: LayerMap) -> Problem:
+        """The problem that is solved: without curvature between output units."""
+        units = [item.rows_cols[1] for item in layers for _ in range(item.rows_cols[0])]
+        return replace(problem, curvature=without_coupling(problem.curvature, units))
 
     def _scores(self, w: Tensor, layers: LayerMap) -> Tensor:
         return layer_scaled(w.abs(), w, layers, self.layer_power).square()
