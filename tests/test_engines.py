@@ -33,6 +33,7 @@ from chita_opt.exact import (
 from chita_opt.exact.racing import Board
 from chita_opt.exact.racing import _run as race_run
 from chita_opt.nn import PruningResult, prune
+from chita_opt.nn.layer_engine import part_of_time
 from chita_opt.nn.stages import StageOptions
 from chita_opt.solution import Status
 
@@ -235,3 +236,10 @@ def test_races_refuse_what_cannot_be_run(tmp_path: Path) -> None:
     unproven = [Contender(options=TreeOptions(node_limit=1, gap=0.0))]
     found = race(problem, unproven)
     assert found.lower <= enumerate_optimum(problem).objective * (1 + 1e-9)
+
+
+def test_small_layers_get_seconds_too() -> None:
+    sizes = [200, 800, 31_360]
+    parts = [part_of_time(size, sizes) for size in sizes]
+    assert sum(parts) == pytest.approx(1.0)
+    assert parts == sorted(parts) and parts[0] > 1 / 6
