@@ -4,6 +4,9 @@ Synthetic gradients: sixteen directions that all weights share plus noise, heavy
 same first columns at every p. One weight in ten is kept. Each size is a process of its own. A
 "pass" is A x plus A'y; "copy_s" is the time in which the device copies as many bytes as a pass
 reads. "vectors" is the peak memory beside A in float64 vectors of p entries.
+
+Sizes are written as they are measured: a call with the same settings goes on where one was stopped
+(--fresh begins anew).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import time
 from typing import Any
 
 import torch
-from measuring import report
+from measuring import earlier, report, save
 from torch import Tensor
 
 import chita_opt as co
@@ -154,31 +157,41 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--most", type=float, default=4e9, help="bytes of A; larger sizes are left")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         print(json.dumps(case(*options.case, options.device)))
         return
-    table: list[dict[str, Any]] = []
-    known: dict[tuple[int, int], dict[str, Any]] = {}
-    for name, sizes in (QUICK if options.quick else SWEEPS).items():
-        for p, n in sizes:
-            if 4 * p * n > options.most:
-                continue
-            if (p, n) not in known:
-                known[p, n] = in_fresh_process(p, n, options.device)
-            table.append({"sweep": name} | known[p, n])
+    name = "scaling_quick" if options.quick else "scaling"
+    setting = f"{options.device}; {torch.get_num_threads()} threads"
+    table = measured(options, name, setting)
     found = slopes(table)
-    table.extend({"sweep": f"slope, {name}"} | values for name, values in found.items())
+    lines = [{"sweep": f"slope, {sweep}"} | values for sweep, values in found.items()]
     worst = max(
-        v for name, values in found.items() if name.startswith("p")
+        v for sweep, values in found.items() if sweep.startswith("p")
         for key, v in values.items() if key.startswith("solve_s")
     )  # fmt: skip
     note = (
-        f"{options.device}; {torch.get_num_threads()} threads; largest slope of solve_s in p: "
-        f"{worst:.2f}; slopes of large sizes alone are in the JSON"
+        f"{setting}; largest slope of solve_s in p: {worst:.2f}; slopes of large sizes alone are "
+        "in the JSON"
     )
-    report("scaling", table, COLUMNS, note)
+    report(f"{name}_slopes", [*table, *lines], COLUMNS, note)
+
+
+def measured(options: argparse.Namespace, name: str, setting: str) -> list[dict[str, Any]]:
+    """Rows of every sweep; each size is measured once and written at once."""
+    sweeps = QUICK if options.quick else SWEEPS
+    sizes = [(sweep, p, n) for sweep, own in sweeps.items() for p, n in own]
+    cases = [] if options.fresh else earlier(name, setting)
+    known = {(row["p"], row["n"]) for row in cases}
+    for _, p, n in sizes:
+        if 4 * p * n <= options.most and (p, n) not in known:
+            cases.append(in_fresh_process(p, n, options.device))
+            known.add((p, n))
+            save(name, cases, setting)
+    by_size = {(row["p"], row["n"]): row for row in cases}
+    return [{"sweep": s} | by_size[p, n] for s, p, n in sizes if (p, n) in by_size]
 
 
 if __name__ == "__main__":
