@@ -66,6 +66,20 @@ class AscentOptions:
     most_steps: int = 60
 
 
+_MANY = 400
+
+
+def ascent_for(size: int) -> AscentOptions:
+    """Accuracy of the bounds of a tree over so many weights.
+
+    Of many weights a tree bounds few nodes in the time it has, so that each bound counts: loose
+    ones of the root's children are below the root's own.
+    """
+    if size < _MANY:
+        return AscentOptions()
+    return AscentOptions(enough=0.3, coarse=0.01, inside=0.7, most_steps=150)
+
+
 @dataclass(frozen=True, eq=False)
 class Centre:
     """What branching looks at: dual v, diagonal of K^-1, smoothed indicators z."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.tree_search.allowed import Allowed
-from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound
+from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound, ascent_for
 from chita_opt.exact.tree_search.node import Node, Outcome, Witness
 from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports.base import Array
@@ -28,7 +28,7 @@ class NodeSolver:
     log : ProofLog, optional
         Where witnesses, fixings and branchings go; bounds are then those of the full space.
     options : AscentOptions
-        Stopping rules of the ascents.
+        Stopping rules of the ascents; those for the problem's size if absent.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class NodeSolver:
         options: AscentOptions | None = None,
     ) -> None:
         self.quadratic, self.allowed, self.log = quadratic, allowed, log
-        self.options = options or AscentOptions()
+        self.options = options or ascent_for(quadratic.size)
 
     def process(
         self, node: Node, cutoff: float, scale: float, stop: Callable[[], bool] | None = None

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError
-from chita_opt.nn.evaluation import evaluating, full_precision, model_device
 from chita_opt.nn.gradients import gradient_rows
 from chita_opt.nn.layer_map import LayerMap
-from chita_opt.nn.outer_products import NotApplicable
-from chita_opt.nn.row_engines import RowLoss
-from chita_opt.nn.sampling import RowChoice, RowSource, open_rows
-from chita_opt.nn.support_rows import SupportRows
+from chita_opt.nn.sampling import RowChoice
 from chita_opt.nn.trust.expansion import Expansion
-
-_CHUNK = 8192  # samples in one pass
 
 
 class LossRows:
@@ -71,24 +65,9 @@ class LossRows:
     def on(self, w: Tensor, index: Tensor, rows: int) -> Expansion:
         """The expansion over the weights at ``index`` (s,) alone."""
         self.layer_map.write_(self.model, w)
-        source = open_rows(self.data, RowChoice(index=self._draw(rows)))
-        try:
-            return Expansion(self._support_rows(source, index), w[index], self.batch_size)
-        except NotApplicable:
-            columns = self.everywhere(w, rows).columns[index]
-            return Expansion(columns, w[index], self.batch_size)
-
-    def _support_rows(self, source: RowSource, index: Tensor) -> Tensor:
-        device = model_device(self.model)
-        columns = torch.empty(len(index), source.rows, device=device)
-        with evaluating(self.model), full_precision(device):
-            engine = SupportRows(RowLoss(self.model, self.loss_fn, self.layer_map), index)
-            done = 0
-            for x, y in source.chunks(max(1, _CHUNK // self.batch_size)):
-                count = len(x) // self.batch_size
-                engine.rows_(x.to(device), y.to(device), columns[:, done : done + count])
-                done += count
-        return columns
+        choice = RowChoice(index=self._draw(rows), columns=index)
+        found = gradient_rows(self.model, self.loss_fn, self.data, self.layer_map, choice)
+        return Expansion(found.At, w[index], self.batch_size)
 
     def _draw(self, rows: int) -> Tensor:
         need = rows * self.batch_size
