@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chita_opt.nn.attention import plain_attention
+
+_CACHE_BYTES = 2 << 20
+_FEWEST = 8  # samples, below which calls cost more than they save
 
 
 @contextmanager
@@ -75,3 +78,48 @@ def model_device(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def samples_in_cache(
+    model: nn.Module, x: Tensor, call: Callable[[Tensor], Any] | None = None
+) -> int:
+    """Samples of one forward pass of which no layer's output leaves a processor's cache.
+
+    A convolutional network runs more than twice as fast in such passes as in passes of 1,000
+    samples. All of ``x`` on other devices, and where the output is not one tensor with an entry
+    for each sample, so that it could not be put together again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, of which one sample is evaluated.
+    x : Tensor
+        (n, ...) inputs.
+    call : callable, optional
+        What runs the model; ``model`` itself if absent.
+    """
+    if model_device(model).type != "cpu" or len(x) <= _FEWEST:
+        return len(x)
+    largest = x[:1].nbytes
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal largest
+        largest = max(largest, output.nbytes if isinstance(output, Tensor) else 0)
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with evaluating(model), torch.no_grad():
+            output = (call or model)(x[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(output, Tensor) or not output.ndim or len(output) != 1:
+        return len(x)
+    return min(len(x), max(_FEWEST, _CACHE_BYTES // largest))
+
+
+def in_passes(call: Callable[[Tensor], Any], x: Tensor, samples: int) -> Any:
+    """``call(x)`` by so many samples at a time."""
+    if len(x) <= samples:
+        return call(x)
+    return torch.cat([call(part) for part in x.split(samples)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chita_opt.errors import DataError
-from chita_opt.nn.evaluation import evaluating, model_device
+from chita_opt.nn.evaluation import evaluating, model_device, samples_in_cache
 
 PRETRAINED = ("mlpnet_mnist5k", "mlp_digits")
 
@@ -99,7 +99,7 @@ class LeNet5(nn.Module):
         return functional.log_softmax(self.fc3(x), dim=1)
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 4096) -> float:
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int | None = None) -> float:
     """Return the share of samples whose largest output is at their class, in percent.
 
     Parameters
@@ -110,8 +110,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 4096) 
         (n, ...) inputs.
     y : Tensor
         (n,) classes.
-    batch_size : int
-        Samples in one forward pass.
+    batch_size : int, optional
+        Samples in one forward pass; as many as a processor's cache takes if absent, and at most
+        4,096.
 
     Raises
     ------
@@ -121,6 +122,8 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 4096) 
     if not len(x) or len(x) != len(y):
         raise DataError(f"{len(x)} inputs and {len(y)} classes: need as many of each, at least 1")
     device = model_device(model)
+    if batch_size is None:
+        batch_size = samples_in_cache(model, x[:4096].to(device))
     with evaluating(model), torch.no_grad():
         right = sum(
             int((model(inputs.to(device)).argmax(dim=1) == labels.to(device)).sum())

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError
-from chita_opt.nn.evaluation import evaluating, full_precision, model_device
+from chita_opt.nn.evaluation import (
+    evaluating,
+    full_precision,
+    in_passes,
+    model_device,
+    samples_in_cache,
+)
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.row_engines import RowLoss
 from chita_opt.nn.sampling import Batch, RowChoice, open_rows, row_order, sample_count
@@ -69,7 +75,7 @@ class HeldOut:
         selected = self.parameters(w)
         with evaluating(self.model), full_precision(model_device(self.model)), torch.no_grad():
             for x, y in self.batches:
-                yield self.network.output(selected, x), y
+                yield in_passes(partial(self.network.output, selected), x, self._samples), y
 
     def loss(self, w: Tensor) -> float:
         """Mean loss at the weights w (p,).
@@ -91,12 +97,19 @@ class HeldOut:
 
         None where outputs are not (samples, classes) or targets are not whole numbers.
         """
-        right = 0
+        return self._percent([_right(output, y) for output, y in self.outputs(w)])
+
+    def loss_and_accuracy(self, w: Tensor) -> tuple[float, float | None]:
+        """Both by one pass over the samples."""
+        total, right = 0.0, []
         for output, y in self.outputs(w):
-            if not isinstance(output, Tensor) or output.ndim != 2 or y.is_floating_point():
-                return None
-            right += int((output.argmax(1) == y).sum())
-        return 100.0 * right / self.size
+            total += len(y) * float(self.network.of(output, y))
+            right.append(_right(output, y))
+        return total / self.size, self._percent(right)
+
+    def _percent(self, right: Sequence[int | None]) -> float | None:
+        known = [count for count in right if count is not None]
+        return 100.0 * sum(known) / self.size if len(known) == len(right) else None
 
     def halves(self) -> tuple[HeldOut, HeldOut]:
         """The samples that choose and those that audit; the same samples where there is but one."""
@@ -120,6 +133,17 @@ class HeldOut:
     def network(self) -> RowLoss:
         """The network as a function of the selected weights."""
         return RowLoss(self.model, self.loss_fn or _no_loss, self.layer_map)
+
+    @property
+    def passes(self) -> Iterator[Tensor]:
+        """Inputs, as many at a time as one forward pass should take."""
+        for x, _ in self.batches:
+            yield from x.split(self._samples)
+
+    @cached_property
+    def _samples(self) -> int:
+        call = partial(self.network.output, self.network.selected)
+        return samples_in_cache(self.model, self.batches[0][0], call)
 
     def _of(self, x: Tensor, y: Tensor) -> HeldOut:
         batches = tuple(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
@@ -193,6 +217,12 @@ def held_out_of(
     device = model_device(model)
     placed = tuple((x.to(device), y.to(device)) for x, y in batches)
     return HeldOut(model, loss_fn, layer_map, placed)
+
+
+def _right(output: Any, y: Tensor) -> int | None:
+    if not isinstance(output, Tensor) or output.ndim != 2 or y.is_floating_point():
+        return None
+    return int((output.argmax(1) == y).sum())
 
 
 def _no_loss(output: Any, target: Any) -> Tensor:

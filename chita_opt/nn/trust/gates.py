@@ -79,7 +79,7 @@ def flipped_shares(held_out: HeldOut, before: Tensor, after: Tensor) -> dict[str
     total: dict[str, int] = {}
     names = {module: name for name, module in held_out.model.named_modules()}
     with evaluating(held_out.model), torch.no_grad():
-        for x, _ in held_out.batches:
+        for x in held_out.passes:
             first = _gates(held_out, before, x, names)
             second = _gates(held_out, after, x, names)
             if [(n, g.shape) for n, g in first] != [(n, g.shape) for n, g in second]:

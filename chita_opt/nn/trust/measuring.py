@@ -74,8 +74,9 @@ def measure_trust(
     pieces = (w != 0).split(layer_map.sizes)
     actual = accuracy = before = None
     if held_out.has_loss:
-        actual = held_out.loss(w) - held_out.loss(dense)
-        accuracy, before = held_out.accuracy(w), held_out.accuracy(dense)
+        loss, accuracy = held_out.loss_and_accuracy(w)
+        dense_loss, before = held_out.loss_and_accuracy(dense)
+        actual = loss - dense_loss
     report = TrustReport(
         predicted=predicted_increase(problem, w, batch_size, gradient),
         actual=actual,

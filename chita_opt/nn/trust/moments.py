@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from chita_opt.errors import LayerError
-from chita_opt.nn.evaluation import evaluating, full_precision, model_device
+from chita_opt.nn.evaluation import evaluating, full_precision, model_device, samples_in_cache
 from chita_opt.nn.layer_map import LayerSlice
 from chita_opt.nn.patches import input_vectors, is_stock
 from chita_opt.nn.row_engines import RowLoss
@@ -135,13 +135,20 @@ class LayerInputs:
         module = self._modules[item.name]
         device = model_device(self.network.model)
         with evaluating(self.network.model), full_precision(device), torch.no_grad():
-            for batch in self.batches:
+            for batch in self._passes:
                 plain = input_vectors(module, self._input(module, dense, batch))
                 if before:
                     mixed = {**dense, **before}
                     yield input_vectors(module, self._input(module, mixed, batch)), plain
                 else:
                     yield plain, plain
+
+    @cached_property
+    def _passes(self) -> tuple[Tensor, ...]:
+        network = self.network
+        call = partial(network.output, network.selected)
+        size = samples_in_cache(network.model, self.batches[0], call)
+        return tuple(part for batch in self.batches for part in batch.split(size))
 
     def _input(self, module: nn.Module, weights: Mapping[str, Tensor], batch: Tensor) -> Tensor:
         handle = module.register_forward_pre_hook(_stop, with_kwargs=True)
