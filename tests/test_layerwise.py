@@ -34,7 +34,7 @@ from chita_opt.heuristics.quotas import FIXED, RowQuota, RowQuotas
 from chita_opt.heuristics.row_counts import split_count
 from chita_opt.heuristics.row_systems import row_systems, widest_row
 from chita_opt.heuristics.row_tableau import RowTableau, RowWindow
-from chita_opt.problem import Problem, from_layer_inputs
+from chita_opt.problem import Problem, from_hessian, from_layer_inputs
 from chita_opt.solution import Status
 from chita_opt.supports import Budget, LayerFamilies
 
@@ -196,6 +196,24 @@ def test_layerwise_is_below_obc_and_alps() -> None:
         assert layerwise(problem).objective <= min(others)
 
 
+def test_a_linear_term_moves_the_centre_and_nothing_else() -> None:
+    """Objectives far below zero: tolerances are shares of the increase, not of the value."""
+    for seed in range(3):
+        draw = torch.Generator().manual_seed(seed)
+        X, w_bar = normal(draw, 150, 200), normal(draw, 200)
+        H, family = X.T @ X / 150, Budget.cardinality(200, 100)
+        centred = from_hessian(H, w_bar, ridge=1e-3, supports=family)
+        g = normal(draw, 200)
+        whole = H + 1e-3 * torch.eye(200, dtype=torch.float64)
+        start = w_bar + torch.linalg.solve(whole, g)
+        moved = from_hessian(H, start, ridge=1e-3, supports=family, g=g)
+        best, found = layerwise(centred), layerwise(moved)
+        assert moved.dense_minimum < 0.0
+        assert int((found.w != 0).sum()) <= 100
+        increase = found.objective - moved.dense_minimum
+        assert increase == pytest.approx(best.objective, rel=1e-4)
+
+
 def test_layerwise_is_an_exchange_optimum() -> None:
     """No exchange of two weights of a row, judged by solving anew, lowers the objective."""
     problem = layer(9, rows=2, width=10, k=8)
@@ -283,6 +301,22 @@ def test_a_tableau_knows_its_objective() -> None:
             fresh = problem.curvature.support_solver(problem.separable, mask)
             assert int(mask.sum()) == count - 4 + c
             assert value == pytest.approx(fresh.value, rel=1e-8)
+
+
+@pytest.mark.parametrize("tol", [0.0, -1.0])
+def test_an_exchange_is_of_two_weights(tol: float) -> None:
+    """Also where every weight would do: the count stays, and each one gains."""
+    problem = layer(4, rows=1, width=30)
+    (system,) = row_systems(problem)
+    quota = RowQuota(np.zeros(30, np.int64), np.array([30]))
+    for count in (6, 15, 24):
+        inside = np.zeros(30, bool)
+        inside[:count] = True
+        tableau = RowTableau(system, system.centre[0].numpy(), inside, quota)
+        before = tableau.value
+        tableau.exchange(tol, RowWindow(count, count, tableau))
+        assert int(tableau.inside.sum()) == count
+        assert tableau.value <= before
 
 
 def test_quotas_of_families() -> None:

@@ -151,7 +151,8 @@ class LayerRows:
         """
         mask = solver.mask.cpu().numpy().copy()
         pools: dict[int, list[_Row]] = {}
-        tol = search.tol * solver.value / sum(len(s.index) for s in self.systems)
+        increase = max(solver.value - self.problem.dense_minimum, 0.0)  # values may be negative
+        tol = search.tol * increase / sum(len(s.index) for s in self.systems)
         try:
             for system in self.systems:
                 for index, centre in zip(system.index.numpy(), system.centre.numpy(), strict=True):

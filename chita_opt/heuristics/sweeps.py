@@ -200,7 +200,7 @@ def take_exchanges(
     t, total = 0, 0.0
     for i in np.argsort(change):
         j = partner[i]
-        if change[i] > -tol or t + 2 > len(p):
+        if j < 0 or not change[i] <= -tol or t + 2 > len(p):
             break
         if inside[j] or not (group[i] == group[j] or room[group[j]] > 0):
             continue
