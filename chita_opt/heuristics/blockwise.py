@@ -60,7 +60,7 @@ def blockwise(
         size = max(b.size for b in model.blocks)
         stats["blocks"] = len(model.blocks)
         for mask in _supports(problem, model) if start is None else [start.mask]:
-            w = model.support_solver(problem.separable, mask).weights
+            w = model.support_solver(problem.separable, mask, exact=False).weights
             if not as_published:
                 w, stats["step"] = _shortened(problem, mask, w)
             point = IhtPoint.at(problem, w)
