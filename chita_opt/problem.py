@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chita_opt.curvature import Curvature, Dense, LowRank, SeparablePart, SharedRows
-from chita_opt.errors import ProblemError
+from chita_opt.errors import CurvatureError, ProblemError
 from chita_opt.supports import SupportFamily
 
 
@@ -125,9 +125,24 @@ class Problem:
         every = torch.ones(self.p, dtype=torch.bool, device=self.device)
         return self.curvature.support_solver(self.separable, every).value
 
+    def increase(self, value: float) -> float:
+        """What an objective ``value`` is above the dense minimum: the unit of relative tolerances.
+
+        Not below rounding. The value itself stands in where the minimum does not exist (a singular
+        matrix with a linear term).
+        """
+        try:
+            floor = self.dense_minimum
+        except CurvatureError:
+            floor = 0.0
+        return max(value - floor, 1e-13 * abs(value), 1e-300)
+
     def with_supports(self, supports: SupportFamily) -> Problem:
         """The same quadratic under another family."""
-        return Problem(self.curvature, self.w_bar, self.rho, supports, self.g)
+        other = Problem(self.curvature, self.w_bar, self.rho, supports, self.g)
+        if "dense_minimum" in self.__dict__:  # it does not depend on the family
+            other.__dict__["dense_minimum"] = self.dense_minimum
+        return other
 
     def to(self, device: torch.device | str) -> Problem:
         """The same problem with its data on ``device``."""

@@ -19,8 +19,8 @@ from chita_opt.heuristics.cbs import Zeroing
 from chita_opt.heuristics.magnitude import simple_supports
 from chita_opt.heuristics.saliency import DenseMinimum, cheapest_removed, removed_one_by_one
 from chita_opt.heuristics.starts import stratified_support
-from chita_opt.problem import Problem, from_gradients
-from chita_opt.solution import Solution, Status
+from chita_opt.problem import Problem, from_gradients, from_hessian
+from chita_opt.solution import Solution, Status, Trace
 from chita_opt.supports import Budget
 
 from .problems import CURVATURES, FAMILIES, gradients, make_problem, normal, random_problem
@@ -485,6 +485,50 @@ def test_the_portfolio_stops_at_its_relaxation() -> None:
     certificate = solve_certified(problem, Effort(method="best", time_limit=20.0))
     assert certificate.relative_gap < 1e-2
     assert certificate.solution.method == "best"
+
+
+def test_the_portfolio_goes_on_from_an_interrupted_answer() -> None:
+    problem = medium(2, n=30, p=150, k=30)
+    magnitude = solve(problem, "magnitude")
+    stopped = replace(magnitude, status=Status.INTERRUPTED, trace=Trace(((100.0, 1.0),)))
+    found = solve(problem, "best", start=stopped)
+    assert found.status is not Status.INTERRUPTED
+    assert found.objective < magnitude.objective and "magnitude" in found.stats["objectives"]
+    assert all(seconds < 100.0 for seconds, _ in found.trace.rows)
+
+
+def test_exchanges_look_as_far_with_a_linear_term() -> None:
+    """Objectives of -1e4 over an increase of 1: the tolerance is a share of the increase."""
+    draw = torch.Generator().manual_seed(3)
+    A, w_bar = normal(draw, 40, 400), normal(draw, 400)
+    H = A.T @ A / 40 + 1e-3 * torch.eye(400, dtype=torch.float64)
+    family = Budget.cardinality(400, 200)
+    plain = from_hessian(H, w_bar, ridge=1e-3, supports=family)
+    g = normal(draw, 400)
+    whole = H + 1e-3 * torch.eye(400, dtype=torch.float64)
+    start = w_bar + torch.linalg.solve(whole, g)
+    moved = from_hessian(H, start, ridge=1e-3, supports=family, g=g)
+    assert moved.dense_minimum < -100.0
+    assert moved.increase(moved.dense_minimum) < 1e-3
+    begin = solve(plain, "backsolve")
+    own = moved.curvature.support_solver(moved.separable, begin.mask).weights
+    same = Solution(moved, own, "backsolve", Status.FEASIBLE)
+    first, second = (
+        solve(problem, "local_search", start=s) for problem, s in ((plain, begin), (moved, same))
+    )
+    assert first.objective < begin.objective
+    assert moved.increase(second.objective) == pytest.approx(first.objective, rel=1e-3)
+
+
+def test_a_unit_stands_in_where_there_is_no_dense_minimum() -> None:
+    draw = torch.Generator().manual_seed(0)
+    A, w_bar = normal(draw, 5, 20), normal(draw, 20)
+    problem = from_gradients(
+        A, w_bar, ridge=0.0, supports=Budget.cardinality(20, 4), first_order=1.0
+    )
+    assert problem.increase(2.0) == 2.0 and problem.increase(-2.0) > 0.0
+    with pytest.raises(CurvatureError):
+        _ = problem.dense_minimum
 
 
 def test_the_portfolio_keeps_to_its_time() -> None:

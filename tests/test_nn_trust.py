@@ -222,6 +222,7 @@ REPORT = {"actual": 0.1, "predicted": 0.06, "flipped": {"a": 0.1}, "kept": {"a":
         ({"flipped": {"a": 0.16}}, Verdict.NOT_TRUSTED, "rectifiers after a"),
         ({"kept": {"a": 0.004}}, Verdict.NOT_TRUSTED, "reconstruction"),
         ({"predicted": None}, Verdict.DOUBTFUL, "predicts no loss"),
+        ({"predicted": None, "actual": -0.5}, Verdict.TRUSTED, "fell by 0.5"),
         ({"actual": None}, Verdict.TRUSTED, "no loss was given"),
         ({"actual": None, "flipped": None}, Verdict.NOT_MEASURED, "neither"),
     ],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,11 +35,13 @@ from chita_opt.nn.trust import (
     search_budgets,
 )
 from chita_opt.nn.trust.budgets import shifted
+from chita_opt.nn.trust.competition import solved_on
 from chita_opt.nn.trust.layer_surgeon import LayerSurgeon
 from chita_opt.nn.trust.moments import LayerMoments
+from chita_opt.nn.trust.scores import COMPETING, supports_by
 from chita_opt.nn.trust.surgeon import surgeon_support
 from chita_opt.problem import from_gradients
-from chita_opt.solution import Status
+from chita_opt.solution import Clock, Status
 from chita_opt.supports import Budget
 
 LOSS = functional.cross_entropy
@@ -348,11 +353,40 @@ def test_late_stages_go_part_of_the_way() -> None:
     assert torch.allclose(near, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("change", [{"holdout": 30}, {"curvature": "sampled"}, {"trust": False}])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Samples held out only later have served for gradients before."""
+    common = {"sparsity": 0.9, "stages": 2, "rows": 20, "batch_size": 4, "ridge": 0.01}
+    file = tmp_path / "run.safetensors"
+    first = prune_in_stages(mlp(), LOSS, samples(600), checkpoint=file, **common)
+    again = {"checkpoint": file, "resume": True}
+    same = prune_in_stages(mlp(), LOSS, samples(600), **again, **common)
+    assert torch.equal(first.w, same.w) and "last_stage" not in same.notes["trust"]
+    with pytest.raises(DataError, match="another run"):
+        prune_in_stages(mlp(), LOSS, samples(600), **again, **(common | change))
+
+
+def test_an_expired_clock_ends_the_competition() -> None:
+    model, layers, held = setting()
+    rows = gradient_rows(model, LOSS, samples(), layers, RowChoice(rows=30, batch_size=4))
+    k = Budget.cardinality(layers.size, layers.size // 2)
+    problem = from_gradients(rows.A, layers.weights(model), ridge=0.01, supports=k)
+    masks = supports_by(problem, layers, COMPETING)
+    assert len(solved_on(problem, masks, held)) == len(masks)
+    assert len(solved_on(problem, masks, held, clock=Clock(1e-9))) == 1
+
+
 def test_stages_hold_samples_out_by_default() -> None:
     common = {"sparsity": 0.9, "stages": 3, "rows": 20, "batch_size": 4, "ridge": 0.01}
     found = prune_in_stages(mlp(), LOSS, samples(600), **common)
     trust = found.notes["trust"]
     assert trust["samples"] == 60 and trust["loss"] > 0 and "no stage used" in found.summary
+    last = trust["last_stage"]
+    assert {"predicted", "actual", "ratio", "flipped", "kept", "verdict"} <= set(last)
+    assert last["predicted"] is not None and 0.0 < last["kept"]["0.weight"] < 1.0
+    assert f"last stage: {last['verdict']}" in found.summary
+    numbered = prune_in_stages(mlp(), LOSS, samples(600), holdout=np.int64(60), **common)
+    assert numbered.notes["trust"]["samples"] == 30
     assert "support" in found.stages[-1].notes
     off = prune_in_stages(mlp(), LOSS, samples(600), trust=False, **common)
     assert off.notes["trust"] == {"reason": "switched off"}

@@ -145,9 +145,11 @@ class BlockSupport(SupportSolver):
         self.value = sum(s.value for s in solvers)
 
     def moved(self, mask: Tensor, *, exact: bool = False) -> BlockSupport:
-        """Only blocks whose mask changed are solved again."""
+        """Only blocks whose mask changed, or that are less exact than asked, are solved again."""
         solvers = [
-            old if bool((mask[s] == old.mask).all()) else old.moved(mask[s], exact=exact)
+            old
+            if bool((mask[s] == old.mask).all()) and (not exact or getattr(old, "exact", True))
+            else old.moved(mask[s], exact=exact)
             for old, (_, s) in zip(self.solvers, self.curvature.slices(), strict=True)
         ]
         return BlockSupport(self.curvature, solvers, mask)

@@ -56,7 +56,7 @@ def alternating(
             _inside(problem, mask, best, seed)
             if best.clock.expired:
                 break
-            if count > 1 and before - best.value <= _SMALLEST * abs(before):
+            if count > 1 and before - best.value <= _SMALLEST * problem.increase(before):
                 status = Status.STATIONARY
                 break
             mask = _decision(problem, best.w)

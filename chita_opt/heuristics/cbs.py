@@ -58,7 +58,7 @@ def cbs(
         while rounds < max_rounds and not best.clock.expired:
             rounds += 1
             moved = _round(selection, options, best)
-            if not selection.value - moved.value > options.tol * abs(selection.value):
+            if not selection.value - moved.value > options.least(problem, selection.value):
                 status = Status.STATIONARY
                 break
             selection = moved

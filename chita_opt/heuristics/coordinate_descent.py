@@ -60,7 +60,7 @@ def _sweeps(
         previous = point.value
         blocks.sweep(point)
         best.offer(point.w, point.value)
-        if previous - point.value <= tol * max(abs(point.value), 1e-300):
+        if previous - point.value <= tol * problem.increase(point.value):
             return True, count
         if best.clock.expired:
             return False, count

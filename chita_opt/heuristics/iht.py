@@ -132,7 +132,7 @@ def descend(
         moved = last is not None and _conjugate_step(problem, point, gradient, *last)
         moved = moved or thresholded_step(problem, point, gradient)
         best.offer(point.w, point.value)
-        if not moved or value - point.value <= descent.tol * max(abs(point.value), 1e-12):
+        if not moved or value - point.value <= descent.tol * problem.increase(point.value):
             return True, count + 1
         if best.clock.expired:
             return False, count + 1

@@ -65,7 +65,8 @@ def iobs(
         while count < max_iter and not best.clock.expired:
             count += 1
             moved, step = _thresholded(problem, solver, move(solver), inverse, step)
-            if moved is None or not solver.value - moved.value > tol * abs(solver.value):
+            least = tol * problem.increase(solver.value)
+            if moved is None or not solver.value - moved.value > least:
                 status = Status.STATIONARY
                 break
             solver, step = moved, min(2.0 * step, 1.0)

@@ -151,7 +151,7 @@ class LayerRows:
         """
         mask = solver.mask.cpu().numpy().copy()
         pools: dict[int, list[_Row]] = {}
-        increase = max(solver.value - self.problem.dense_minimum, 0.0)  # values may be negative
+        increase = self.problem.increase(solver.value)
         tol = search.tol * increase / sum(len(s.index) for s in self.systems)
         try:
             for system in self.systems:

@@ -39,12 +39,19 @@ class SearchOptions:
         Swaps in each round.
     tol : float
         Relative decrease below which a round, or a swap, counts as none.
+    unit : float or None
+        What it is relative to; the increase over the dense minimum if None.
     """
 
     candidates: int = 600
     max_rounds: int = 20
     max_swaps: int = 2000
     tol: float = 1e-6
+    unit: float | None = None
+
+    def least(self, problem: Problem, value: float) -> float:
+        """The smallest decrease from ``value`` that counts."""
+        return self.tol * (problem.increase(value) if self.unit is None else self.unit)
 
 
 def local_search(
@@ -95,7 +102,7 @@ def improve(
             chosen = torch.cat([chosen, extra]).unique()
         last = count + 1 == options.max_rounds
         moved = exchange_round(problem, solver, chosen, options, best.clock, exact=last)
-        if moved is None or not solver.value - moved.value > options.tol * abs(solver.value):
+        if moved is None or not solver.value - moved.value > options.least(problem, solver.value):
             return solver, count + 1, True
         solver = moved
         best.offer(solver.weights, solver.value)
@@ -196,16 +203,16 @@ def swap_down(
     fixed: Tensor,
     options: SearchOptions,
     clock: Clock,
-    size: float,
+    value: float,
 ) -> int:
     """Take the best allowed exchanges until none lowers the value; the number taken.
 
     All pairs are ranked at once; the best of them are taken in turn, each judged anew by its exact
-    change. ``size`` is the objective that ``options.tol`` is relative to.
+    change. ``value`` is the objective that they lower.
     """
     mask = fixed.clone()
     mask[chosen] = tableau.inside
-    floor, count = options.tol * max(abs(size), 1e-300), 0
+    floor, count = options.least(problem, value), 0
     while count < options.max_swaps and not clock.expired:
         out = tableau.inside.nonzero().squeeze(1)
         into = (~tableau.inside).nonzero().squeeze(1)

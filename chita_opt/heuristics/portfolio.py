@@ -64,8 +64,7 @@ def best(
     run, status = _Run(problem, Clock(time_limit), gap), Status.STATIONARY
     try:
         if start is not None:
-            run.incumbent = start
-            run.take(start, 0.0)
+            run.begin_at(start)
         for method, polished in _members(problem, seed, effort):
             run.call(method, polished)
             if run.finished:
@@ -107,7 +106,7 @@ class _Run:
     @property
     def finished(self) -> bool:
         """No time left, or nothing worth having."""
-        size = self.value - self.problem.dense_minimum
+        size = self.problem.increase(self.value)
         return self.clock.expired or self.value - self.floor <= self.gap * size
 
     def call(self, method: Callable[..., Solution], polished: bool) -> None:
@@ -135,7 +134,13 @@ class _Run:
             before = self.value
             self.search(kicked(self.incumbent, draw))
             self.kicks += 1
-            idle = 0 if self.value < before - self.gap * abs(before) else idle + 1
+            least = self.gap * self.problem.increase(before)
+            idle = 0 if self.value < before - least else idle + 1
+
+    def begin_at(self, start: Solution) -> None:
+        """An answer from elsewhere, whatever ended the search for it."""
+        self.incumbent, self.value = start, start.objective
+        self.calls[start.method] = self.value
 
     def take(self, found: Solution, begin: float) -> None:
         """Keep an answer if it is better, and its trace; pass an interrupt on."""

@@ -34,6 +34,7 @@ from chita_opt.solution import Clock, Solution, Status
 
 _LIGHT = 2000  # weights up to which every relaxation is cheap
 _WIDE = 3  # supports of so many times n leave many weights undecided: less smoothing to start
+_SMALL, _GAPS = 4000, 200.0  # weights whose dense minimum is cheap; distances to the relaxation
 _LINEAR = 3.0  # with a linear term the increase over the dense minimum is some magnitude tails
 _REFIT_STEPS = 8  # of conjugate gradients on the first support
 _REFIT_TOL = 1e-2  # relative decrease of the last step that makes their dual point a good start
@@ -188,12 +189,24 @@ def _improve(
         max_rounds=options.max_rounds,
         max_swaps=options.max_swaps,
         tol=options.swap_tol,
+        unit=_unit(problem, solver.value, state.best, options),
     )
     undecided = (state.z[fractional] - 0.5).abs().argsort()[: options.candidates // 2]
     solver, stats["rounds"], _ = improve(problem, solver, search, best, fractional[undecided])
     if options.roundings and len(fractional):
         solver = _random_roundings(problem, solver, state.z, options.roundings, seed, search, best)
     return solver
+
+
+def _unit(problem: Problem, value: float, lower: float, options: RoundingOptions) -> float | None:
+    """What the exchanges' tolerance is relative to; None for the increase itself.
+
+    The dense minimum of a large problem with a linear term costs as much as the whole fast
+    method: there the distance to the relaxation stands in, which says how much can be gained.
+    """
+    if options.max_rounds > 1 or problem.p <= _SMALL or not bool(problem.g.any()):
+        return None
+    return min(abs(value), _GAPS * max(value - lower, 0.0))
 
 
 def _first_point(

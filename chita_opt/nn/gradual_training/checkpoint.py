@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def told_step(method: str | Step) -> str:
 
 
 def _is_count(holdout: Any) -> bool:
-    return holdout is None or isinstance(holdout, int)
+    return holdout is None or isinstance(holdout, Integral)
 
 
 __all__ = ["RunFile", "TrainingState", "told_options", "told_step"]

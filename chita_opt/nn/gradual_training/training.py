@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -173,7 +174,7 @@ def _split(data: Any, options: GradualOptions) -> tuple[Any, list[Batch], str]:
     if not options.trust:
         return data, [], "switched off"
     wanted = options.holdout
-    if wanted is not None and not isinstance(wanted, int):
+    if wanted is not None and not isinstance(wanted, Integral):
         pair = len(wanted) == 2 and all(hasattr(part, "shape") for part in wanted)
         return data, [tuple(wanted)] if pair else list(wanted), ""
     used = 0 if options.rows is None else options.rows * options.batch_size

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 
 from chita_opt.errors import DataError
 from chita_opt.files import write_atomically
+from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.stages.options import StageOptions
 from chita_opt.nn.stages.result import StageRow
 from chita_opt.nn.stages.state import Note, Step
 from chita_opt.supports import SupportFamily
 
 _FORMAT = "chita-opt stages 1"
+_OPTIONS = (
+    "rows", "batch_size", "first_order", "ridge", "ridge_unit", "seed", "curvature", "trust",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +107,16 @@ class Checkpoint:
 
 
 def run_fingerprint(
-    model: nn.Module, families: Sequence[SupportFamily], options: StageOptions, step: Step
+    model: nn.Module,
+    layer_map: LayerMap,
+    families: Sequence[SupportFamily],
+    options: StageOptions,
+    step: Step,
 ) -> str:
     """SHA-256 over the model's state, what each stage may keep, the options and the step.
 
-    The data are not part of it: the caller gives the same ones again.
+    The data are not part of it: the caller gives the same ones again. Held-out samples are: others
+    may have served for gradients before.
     """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
@@ -117,14 +127,18 @@ def run_fingerprint(
     said = {
         "families": [_told(family) for family in (families[0], families[-1])],
         "counts": [family.max_count for family in families],
-        "options": {
-            name: repr(getattr(options, name))
-            for name in ("rows", "batch_size", "first_order", "ridge", "ridge_unit", "seed")
-        },
+        "options": {name: repr(getattr(options, name)) for name in _OPTIONS},
+        "holdout": _held_out(options.holdout),
+        "weights": [(item.name, tuple(item.shape)) for item in layer_map],
         "step": repr(step) if is_dataclass(step) else getattr(step, "__qualname__", ""),
     }
     digest.update(json.dumps(said, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _held_out(holdout: Any) -> str:
+    """A count, or that the caller's own samples are held out."""
+    return repr(holdout) if holdout is None or isinstance(holdout, Integral) else "given"
 
 
 def _told(family: SupportFamily) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from chita_opt.nn.stages.options import StageOptions, stage_families
 from chita_opt.nn.stages.result import StagedResult, StageRow
 from chita_opt.nn.stages.state import LiveStep, StageAnswer, StageState, Step
 from chita_opt.nn.stages.steps import Refit, Solve
-from chita_opt.nn.trust.staging import StageTrust
+from chita_opt.nn.trust.staging import LastStep, StageTrust
 from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Status
 from chita_opt.supports import KeepCount, SupportFamily
@@ -126,13 +126,15 @@ def prune_in_stages(
         step = trust.step() or step
     elif method == "hybrid":
         step = trust.step(search=Solve(method)) or step
-    checkpoint = Checkpoint(options.checkpoint, run_fingerprint(model, families, options, step))
+    checkpoint = Checkpoint(
+        options.checkpoint, run_fingerprint(model, layer_map, families, options, step)
+    )
     run = _Run(copy.deepcopy(model), loss_fn, trust.data, layer_map, families, options)
     status = run.run(step, checkpoint, clock)
     named = method if isinstance(method, str) else type(method).__name__
     asked = {"method": named, "sparsity": sparsity, "support": families[-1].name}
     run.notes["run"] = run_record(options, **asked)
-    run.notes["trust"] = trust.report(layer_map.weights(model), run.progress.weights)
+    run.notes["trust"] = trust.report(layer_map.weights(model), run.progress.weights, run.last_step)
     k, p = families[-1].max_count, layer_map.size
     requested = 1.0 - k / p if sparsity is None else float(sparsity)
     return StagedResult(
@@ -175,6 +177,7 @@ class _Run:
         self.problem: Problem | None = None  # of the stage under way, once it is posed
         self.live: Tensor | None = None  # its weights, where it is not over all of them
         self.buffer: Tensor | None = None  # memory of the gradient rows
+        self.last_step: LastStep | None = None
 
     def run(self, step: Step, checkpoint: Checkpoint, clock: Clock) -> Status:
         """All stages that are left, or as many as time allows; the weights fit the last family."""
@@ -210,6 +213,8 @@ class _Run:
         posed = time.perf_counter()
         answer = step(state)
         weights = self._checked(answer, self.families[place])
+        if state.is_last and self.options.trust:
+            self.last_step = LastStep.of(state, weights, self.options.curvature)
         row = StageRow(
             stage,
             state.k,

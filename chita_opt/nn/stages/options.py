@@ -19,7 +19,8 @@ class StageOptions(PruneOptions):
 
     Rows average 16 samples and the linear term is on with factor 1/m, the setting in which stages
     pay. No certificate is made: one is about a single quadratic problem, and stages pose several.
-    ``target_gap`` has no effect.
+    ``target_gap`` has no effect; nor has ``compete``: supports compete in every late stage. What
+    the result costs is measured on held-out samples, and the last stage's model is judged there.
 
     Attributes
     ----------

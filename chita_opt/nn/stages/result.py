@@ -141,7 +141,13 @@ class StagedResult(PrunedWeights):
         line = f"held-out loss {found['dense_loss']:.4g} -> {found['loss']:.4g}"
         if found["accuracy"] is not None:
             line += f", accuracy {found['dense_accuracy']:.2f} -> {found['accuracy']:.2f} %"
-        return f"{line} on {found['samples']:,} samples that no stage used"
+        line += f" on {found['samples']:,} samples that no stage used"
+        last = found.get("last_stage")
+        if last is None:
+            return line
+        said = "" if last["predicted"] is None else f", its model said {last['predicted']:+.4g}"
+        changed = f"loss {last['actual']:+.4g}{said}"
+        return "\n".join([line, f"last stage: {last['verdict']}, {changed}", *last["reasons"]])
 
     def __str__(self) -> str:
         return self.summary

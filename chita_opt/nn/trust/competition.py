@@ -11,6 +11,7 @@ from torch import Tensor
 from chita_opt.curvature import SupportSolver
 from chita_opt.nn.trust.calibration import HeldOut
 from chita_opt.problem import Problem
+from chita_opt.solution import Clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,17 @@ def lowest(candidates: Iterable[Candidate]) -> Candidate:
 
 
 def solved_on(
-    problem: Problem, masks: Mapping[str, Tensor], held_out: HeldOut, *, exact: bool = False
+    problem: Problem,
+    masks: Mapping[str, Tensor],
+    held_out: HeldOut,
+    *,
+    exact: bool = False,
+    clock: Clock | None = None,
 ) -> list[Candidate]:
     """The quadratic problem's minimiser on each support, with its held-out loss.
 
-    Neighbouring supports share the Gram matrix of their columns: the second and later solves add
-    and remove the columns that differ.
+    Where supports are wider than n, neighbours share the Gram matrix of their columns: the second
+    and later solves add and remove the columns that differ.
 
     Parameters
     ----------
@@ -64,10 +70,14 @@ def solved_on(
         The choosing samples.
     exact : bool
         Solve to float64 rather than to the data's precision.
+    clock : Clock, optional
+        No further support is tried once it has expired.
     """
     found: list[Candidate] = []
     solver: SupportSolver | None = None
     for name, mask in masks.items():
+        if found and clock is not None and clock.expired:
+            break
         if solver is None:
             solver = problem.curvature.support_solver(problem.separable, mask, exact=exact)
         else:

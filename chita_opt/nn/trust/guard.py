@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
-from chita_opt.errors import DataError, LayerError
+from chita_opt.errors import DataError, LayerError, MemoryLimitError
 from chita_opt.nn.evaluation import model_device
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_options import PruneOptions
@@ -79,7 +80,7 @@ class Guard:
         if not options.trust:
             return None, "switched off"
         used, wanted = options.rows * options.batch_size, options.holdout
-        own = wanted is not None and not isinstance(wanted, int)
+        own = wanted is not None and not isinstance(wanted, Integral)
         try:
             if own:
                 held = held_out_of(model, loss_fn, wanted, layer_map)
@@ -154,14 +155,16 @@ class Guard:
             notes.append("the time limit left no time for other candidates")
             return
         masks = supports_by(problem, self.layer_map, COMPETING)
-        found += self._rounded(solved_on(problem, masks, self.choosing))
+        found += self._rounded(solved_on(problem, masks, self.choosing, clock=clock))
         if clock.expired:
             notes.append("the time limit left no time for layer-wise reconstruction")
             return
         try:
             found += self._rounded(self._reconstructed(problem, lowest(found).w != 0, clock))
-        except LayerError as error:
+        except (LayerError, MemoryLimitError) as error:
             notes.append(f"no layer-wise reconstruction: {error}")
+        if clock.expired:
+            notes.append("the time limit ended the competition early")
 
     def _rounded(self, found: list[Candidate]) -> Iterator[Candidate]:
         """With the weights that the parameters' types hold."""
@@ -190,6 +193,7 @@ class Guard:
             pool=index,
             batch_size=self.options.batch_size,
             seed=self.options.seed,
+            memory_limit=self.options.memory_limit,
         )
         return one_shot(
             problem.w_bar.to(device),
@@ -199,6 +203,7 @@ class Guard:
             rows_at=lambda w, places: rows.on(w, places, self.options.rows),
             start=start.to(device),
             options=OneShotOptions(search=BudgetSearch(time_limit=left)),
+            clock=clock,
         )
 
 

@@ -29,6 +29,8 @@ class LossRows:
         Samples of a row, m.
     seed : int
         Of the draws.
+    memory_limit : int, optional
+        Bytes, as for :func:`chita_opt.nn.gradient_rows`.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class LossRows:
         pool: Tensor,
         batch_size: int = 16,
         seed: int = 0,
+        memory_limit: int | None = None,
     ) -> None:
         self.model, self.loss_fn, self.data = copy.deepcopy(model), loss_fn, data
         self.layer_map, self.pool, self.batch_size = layer_map, pool, batch_size
-        self.samples = 0
+        self.samples, self.memory_limit = 0, memory_limit
         self._random = torch.Generator().manual_seed(seed)
         self._buffer: Tensor | None = None
 
@@ -58,6 +61,7 @@ class LossRows:
             self.layer_map,
             RowChoice(index=self._draw(rows)),
             out=self._memory(rows),
+            memory_limit=self.memory_limit,
         )
         self._buffer = found.At
         return Expansion(found.At, w, self.batch_size)
@@ -66,7 +70,14 @@ class LossRows:
         """The expansion over the weights at ``index`` (s,) alone."""
         self.layer_map.write_(self.model, w)
         choice = RowChoice(index=self._draw(rows), columns=index)
-        found = gradient_rows(self.model, self.loss_fn, self.data, self.layer_map, choice)
+        found = gradient_rows(
+            self.model,
+            self.loss_fn,
+            self.data,
+            self.layer_map,
+            choice,
+            memory_limit=self.memory_limit,
+        )
         return Expansion(found.At, w[index], self.batch_size)
 
     def _draw(self, rows: int) -> Tensor:

@@ -70,20 +70,32 @@ def measure_trust(
     -------
     TrustReport
     """
-    dense, layer_map = problem.w_bar, held_out.layer_map
-    pieces = (w != 0).split(layer_map.sizes)
-    actual = accuracy = before = None
+    predicted = predicted_increase(problem, w, batch_size, gradient)
+    return compared(predicted, problem.w_bar, w, held_out, thresholds)
+
+
+def compared(
+    predicted: float | None,
+    before: Tensor,
+    after: Tensor,
+    held_out: HeldOut,
+    thresholds: TrustThresholds | None = None,
+) -> TrustReport:
+    """What a step from weights to others (p,) did to the network, beside what was predicted."""
+    layer_map = held_out.layer_map
+    pieces = (after != 0).split(layer_map.sizes)
+    actual = accuracy = accuracy_before = None
     if held_out.has_loss:
-        loss, accuracy = held_out.loss_and_accuracy(w)
-        dense_loss, before = held_out.loss_and_accuracy(dense)
-        actual = loss - dense_loss
+        loss, accuracy = held_out.loss_and_accuracy(after)
+        loss_before, accuracy_before = held_out.loss_and_accuracy(before)
+        actual = loss - loss_before
     report = TrustReport(
-        predicted=predicted_increase(problem, w, batch_size, gradient),
+        predicted=predicted,
         actual=actual,
         samples=held_out.size,
         accuracy=accuracy,
-        dense_accuracy=before,
-        flipped=flipped_shares(held_out, dense, w),
+        dense_accuracy=accuracy_before,
+        flipped=flipped_shares(held_out, before, after),
         kept={
             item.name: float(part.double().mean())
             for item, part in zip(layer_map, pieces, strict=True)
@@ -93,4 +105,4 @@ def measure_trust(
     return replace(report, verdict=verdict, reasons=reasons)
 
 
-__all__ = ["measure_trust", "predicted_increase"]
+__all__ = ["compared", "measure_trust", "predicted_increase"]

@@ -23,6 +23,7 @@ from chita_opt.nn.trust.competition import Candidate, entered
 from chita_opt.nn.trust.expansion import Expansion
 from chita_opt.nn.trust.reconstruction import Reconstruction
 from chita_opt.nn.trust.surgeon import solved_after_surgery, surgeon_support
+from chita_opt.solution import Clock
 from chita_opt.supports import Budget, SupportFamily
 from chita_opt.supports.thresholds import largest
 
@@ -77,6 +78,7 @@ def one_shot(
     rows_at: RowsAt | None = None,
     start: Tensor | None = None,
     options: OneShotOptions | None = None,
+    clock: Clock | None = None,
 ) -> list[Candidate]:
     """Reconstruct, and improve the reconstruction by one quadratic model measured there.
 
@@ -97,6 +99,8 @@ def one_shot(
         (p,) bool, an allowed support; the family's best by magnitude without it.
     options : OneShotOptions, optional
         How to proceed.
+    clock : Clock, optional
+        Nothing further is begun once it has expired.
 
     Returns
     -------
@@ -115,13 +119,14 @@ def one_shot(
     else:
         mask = supports.best_support(dense.square()) if start is None else start
         found = entered("reconstruction", reconstruction.refit(mask), held_out)
-    if rows_at is None:
+    clock = clock or Clock(None)
+    if rows_at is None or clock.expired:
         return [found]
     wider = found.w
     if total is not None and options.slack:
         room = min(int(total * (1.0 + options.slack)), supports.size)
         wider = _wider(reconstruction, layer_counts(found.w != 0, layer_map), room)
-    return [found, *_expanded(wider, supports, held_out, rows_at, options)]
+    return [found, *_expanded(wider, supports, held_out, rows_at, options, clock)]
 
 
 def _searched(
@@ -148,6 +153,7 @@ def _expanded(
     held_out: HeldOut,
     rows_at: RowsAt,
     options: OneShotOptions,
+    clock: Clock,
 ) -> Iterator[Candidate]:
     """Weights from one quadratic model at w, for all ridges and rounds."""
     index = w.nonzero().squeeze(1)
@@ -166,10 +172,12 @@ def _expanded(
 
     for rounds in options.rounds[:1] if exact else options.rounds:
         for ridge in options.ridges:
+            if clock.expired:
+                return
             yield attempt(rounds, ridge)
     for _ in range(_EXTENSIONS):  # the best ridge may lie beyond those given
         rounds, ridge = min(tried, key=lambda key: tried[key].loss)
-        if ridge < max(known for _, known in tried):
+        if ridge < max(known for _, known in tried) or clock.expired:
             return
         yield attempt(rounds, 4.0 * ridge)
 

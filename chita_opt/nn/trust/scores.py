@@ -103,7 +103,8 @@ def inverse_diagonal(problem: Problem) -> Tensor:
     M.diagonal().add_(1.0)
     eye = torch.eye(len(M), dtype=factor.columns.dtype, device=problem.device)
     half = SampleSystem(M).half(eye) * factor.root  # as a matrix: products are faster than solves
-    norms = [(part @ half.T).square().sum(1).double() for part in factor.columns.split(_COLUMNS)]
+    pieces = factor.pieces(None, _COLUMNS)
+    norms = [(part @ half.T).square().sum(1).double() for _, part in pieces]
     return (1.0 - torch.cat(norms) / rho).clamp_min(1e-12) / rho
 
 

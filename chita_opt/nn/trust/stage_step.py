@@ -62,13 +62,14 @@ class TrustedStep:
         if self.search is not None and state.sparsity > self.above:
             candidates.append(self._searched(state, lowest(candidates), self.search))
         best = lowest(candidates)
-        w = best.w
+        w, loss = best.w, best.loss
         if state.stage >= state.stages - int(self.late_share * state.stages):
             way = state.weights + self.late_step * (w - state.weights)
             w = torch.where(w != 0, way, 0.0)
+            loss = self.held_out.loss(w)
         notes: dict[str, Note] = {
             "support": best.name,
-            "held_out_loss": best.loss,
+            "held_out_loss": loss,
             "candidates": len(candidates),
         }
         return StageAnswer(w, notes)

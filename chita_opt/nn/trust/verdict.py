@@ -167,6 +167,8 @@ def judge(report: TrustReport, limits: TrustThresholds) -> tuple[Verdict, tuple[
         return Verdict.TRUSTED, ("judged by rectifiers and kept weights alone: no loss was given",)
     if abs(report.actual) < limits.small_increase:
         return Verdict.TRUSTED, ()
+    if report.predicted is None and report.actual < 0.0:
+        return Verdict.TRUSTED, (f"the held-out loss fell by {-report.actual:.3g}",)
     if report.predicted is None:
         return Verdict.DOUBTFUL, (
             f"the held-out loss changed by {report.actual:+.3g} and the model predicts no loss",
