@@ -266,6 +266,10 @@ def test_a_named_method_is_applied_and_auto_competes() -> None:
     auto = run(sparsity=0.9, compete="always", certify=True)
     trust, certificate = auto.trust, auto.certificate
     assert trust is not None and len(trust.candidates) > 3
+    names = {row["name"] for row in trust.candidates}
+    other = run(method="backsolve", sparsity=0.9, compete="always").trust
+    assert other is not None and "relax_round" in names
+    assert "relaxation" in {row["name"] for row in other.candidates}
     losses = {row["name"]: row["loss"] for row in trust.candidates}
     assert losses[trust.chosen] == min(losses.values())
     assert auto.solution.nnz <= auto.keep.k and auto.solution.is_feasible

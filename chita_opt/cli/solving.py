@@ -190,6 +190,7 @@ def certificate_report(certificate: Certificate) -> dict[str, Any]:
         "screening": certificate.screening.counts,
         "gap_in_gains": certificate.screening.gap_in_gains,
         "method_seconds": solution.seconds,
+        "method_passes": solution.passes(),
         "bound_seconds": certificate.bound.seconds,
         "history": certificate.history,
         "version": __version__,
@@ -202,7 +203,7 @@ def certificate_lines(report: dict[str, Any]) -> str:
     screening = report["screening"]
     return "\n".join(
         [
-            *headline(report),
+            *headline(report, f" ({report['method_passes']:.0f} passes over the data to solve)"),
             f"proven       {screening['kept']:,} weights kept and {screening['pruned']:,} pruned "
             "in every optimal answer",
             SCOPE_SENTENCE,

@@ -178,8 +178,9 @@ def _split(data: Any, options: GradualOptions) -> tuple[Any, list[Batch], str]:
         pair = len(wanted) == 2 and all(hasattr(part, "shape") for part in wanted)
         return data, [tuple(wanted)] if pair else list(wanted), ""
     used = 0 if options.rows is None else options.rows * options.batch_size
+    count = None if wanted is None else int(wanted)
     try:
-        rest, batches = set_aside(data, used=used, count=wanted, seed=options.seed)
+        rest, batches = set_aside(data, used=used, count=count, seed=options.seed)
     except DataError as error:
         if wanted is not None or options.patience is not None:
             raise

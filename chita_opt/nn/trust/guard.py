@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from chita_opt.errors import DataError, LayerError, MemoryLimitError
+from chita_opt.heuristics.relax_round import relax_round, relaxes_cheaply
 from chita_opt.nn.evaluation import model_device
 from chita_opt.nn.layer_map import LayerMap
 from chita_opt.nn.pruning_options import PruneOptions
@@ -155,6 +156,11 @@ class Guard:
             notes.append("the time limit left no time for other candidates")
             return
         masks = supports_by(problem, self.layer_map, COMPETING)
+        if found[0].name != "relax_round" and relaxes_cheaply(problem):
+            relaxed = relax_round(problem, time_limit=clock.remaining)
+            if relaxed.status is Status.INTERRUPTED:
+                raise KeyboardInterrupt
+            masks["relaxation"] = relaxed.mask
         found += self._rounded(solved_on(problem, masks, self.choosing, clock=clock))
         if clock.expired:
             notes.append("the time limit left no time for layer-wise reconstruction")

@@ -69,8 +69,9 @@ class StageTrust:
         if wanted is not None and not isinstance(wanted, Integral):
             held = held_out_of(model, loss_fn, wanted, layer_map)
             return cls(data, *held.halves(), thresholds=options.trust_thresholds)
+        count = None if wanted is None else int(wanted)
         try:
-            rest, batches = set_aside(data, used=used, count=wanted, seed=options.seed)
+            rest, batches = set_aside(data, used=used, count=count, seed=options.seed)
         except DataError as error:
             if wanted is not None:
                 raise
@@ -91,7 +92,7 @@ class StageTrust:
             return {"reason": self.reason}
         dense_loss, dense_accuracy = self.auditing.loss_and_accuracy(dense)
         loss, accuracy = self.auditing.loss_and_accuracy(w)
-        found = {
+        found: dict[str, Any] = {
             "samples": self.auditing.size,
             "dense_loss": dense_loss,
             "loss": loss,
