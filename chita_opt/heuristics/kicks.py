@@ -6,9 +6,11 @@ import torch
 
 from chita_opt.curvature import LowRank
 from chita_opt.heuristics.incumbent import Incumbent, complete
+from chita_opt.heuristics.layerwise import layerwise
 from chita_opt.heuristics.local_search import choose_candidates, local_search
 from chita_opt.problem import Problem
 from chita_opt.solution import Solution, Status
+from chita_opt.supports import Budget
 
 _CANDIDATES = 600  # least certain weights, of which a kick exchanges some
 _LEAST, _MOST = 0.02, 0.1  # share of them
@@ -42,24 +44,34 @@ def search_again(problem: Problem, best: Incumbent, floor: float, *, kicks: int,
     """Exchange searches from other supports where a relaxation says little; those that helped.
 
     A relaxation whose value ``floor`` is far below the incumbent points to a support no better
-    than others. On small curvatures a search from the magnitude support and from a few kicks of
-    the incumbent costs less than that relaxation did. Elsewhere nothing is done.
+    than others. On small curvatures searches from the magnitude support, from that of a splitting
+    and from a few kicks of the incumbent cost less than that relaxation did. Budgets are searched
+    by walks too (:func:`~chita_opt.heuristics.layerwise.layerwise`), whose single exchanges are
+    those of the exchange search. Elsewhere nothing is done.
     """
     size = best.value - problem.dense_minimum
     small = isinstance(problem.curvature, LowRank) and problem.p <= _SMALL
     if not small or best.value - floor <= _LOOSE * size:
         return 0
     helped = int(best.take(local_search(problem, time_limit=best.clock.remaining)))
+    if isinstance(problem.supports, Budget) and not best.clock.expired:
+        helped += best.take(layerwise(problem, time_limit=best.clock.remaining))
+        helped += _searched(best, Solution(problem, best.w, "incumbent", Status.FEASIBLE))
     draw = torch.Generator().manual_seed(seed)
     for _ in range(min(kicks, problem.p // _EACH)):
         if best.clock.expired:
             break
         at = Solution(problem, best.w, "incumbent", Status.FEASIBLE)
-        start = kicked(at, draw, candidates=_NARROW)
-        helped += best.take(
-            local_search(problem, start=start, time_limit=best.clock.remaining, candidates=_NARROW)
-        )
+        helped += _searched(best, kicked(at, draw, candidates=_NARROW))
     return helped
+
+
+def _searched(best: Incumbent, start: Solution) -> bool:
+    """Whether walks and exchanges from ``start`` helped; for other families exchanges alone."""
+    problem, left = best.problem, best.clock.remaining
+    if isinstance(problem.supports, Budget):
+        return best.take(layerwise(problem, start=start, time_limit=left))
+    return best.take(local_search(problem, start=start, time_limit=left, candidates=_NARROW))
 
 
 __all__ = ["kicked", "search_again"]
