@@ -12,6 +12,8 @@ import pytest
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README.read_text(), re.DOTALL)
 
+FATES = re.compile(r"(?<='kept': )\d+|(?<='pruned': )\d+")
+
 
 @pytest.mark.parametrize(("code", "output"), BLOCKS, ids=range(len(BLOCKS)))
 def test_readme_code(
@@ -24,12 +26,14 @@ def test_readme_code(
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     if output:
-        assert normal(printed.getvalue()) == normal(output)
+        said, meant = printed.getvalue(), output
+        assert FATES.sub("N", said).split() == FATES.sub("N", meant).split()
+        assert fates(said) == pytest.approx(fates(meant), rel=0.005)
 
 
-def normal(text: str) -> list[str]:
-    """Lines with counts of proven fates blurred: they move by one or two between processors."""
-    return [re.sub(r"'(kept|pruned)': \d+", r"'\1': N", line) for line in text.strip().splitlines()]
+def fates(text: str) -> list[int]:
+    """Counts of proven fates: they move a little between processors."""
+    return [int(count) for count in FATES.findall(text)]
 
 
 def test_readme_has_code_with_output() -> None:

@@ -213,8 +213,6 @@ class _Run:
         posed = time.perf_counter()
         answer = step(state)
         weights = self._checked(answer, self.families[place])
-        if state.is_last and self.options.trust:
-            self.last_step = LastStep.of(state, weights, self.options.curvature)
         row = StageRow(
             stage,
             state.k,
@@ -226,6 +224,8 @@ class _Run:
             dict(answer.notes),
         )
         self._take(Progress(weights, (*before.rows, row), dict(answer.carry)))
+        if state.is_last and self.options.trust:
+            self.last_step = LastStep.of(state, weights, self.options.curvature)
 
     def _live(self, step: Step, family: SupportFamily) -> Tensor | None:
         """The weights that are not zero, where the step asks for no others."""
