@@ -206,6 +206,8 @@ def test_moved_solver(form: str) -> None:
         solver = solver.moved(mask)
         assert solver.mask.equal(mask)
         check_solver(solver, M, part)
+    again = solver.moved(masks[-1], exact=True)  # the same support, to more digits
+    assert again.exact and again.value == pytest.approx(C.support_solver(part, masks[-1]).value)
 
 
 @pytest.mark.parametrize("n", [2, 5, 12, 30])

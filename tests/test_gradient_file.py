@@ -131,6 +131,17 @@ def test_solved_and_bounded_as_in_memory(
     assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-7)
 
 
+def test_blocks_of_a_file_are_those_of_memory(tmp_path: Path, columns: torch.Tensor) -> None:
+    source = MappedColumns(written(tmp_path / "A.npy", columns))
+    C = MappedLowRank(source.tensor.T, 1.0 / N, source=source, window=4 * N * 40)
+    w_bar = torch.randn(P, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for rows in (columns.T, C):
+        problem = co.from_gradients(rows, w_bar, ridge=1e-2, supports=co.Budget.cardinality(P, 90))
+        found.append(co.solve(problem, "blockwise", block=50).objective)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_a_limit_that_is_too_small(tmp_path: Path, columns: torch.Tensor) -> None:
     path = written(tmp_path / "A.npy", columns)
     need = solving_bytes(N, P) + 4 * N * P
@@ -188,15 +199,19 @@ co.dual_bound(small, start=co.solve(small))  # libraries and their buffers
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 C = co.open_gradients(sys.argv[1], memory_limit=limit)
 problem = co.from_gradients(C, w_bar, ridge=1e-3, supports=supports)
-solution = co.solve(problem)
-bound = co.dual_bound(problem, start=solution)
-assert bound.value <= solution.objective
+if sys.argv[5] == "blockwise":
+    solution = co.solve(problem, "blockwise", block=1000)
+else:
+    solution = co.solve(problem)
+    bound = co.dual_bound(problem, start=solution)
+    assert bound.value <= solution.objective
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read on Linux")
-def test_the_limit_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["relax_round", "blockwise"])
+def test_the_limit_is_kept(tmp_path: Path, method: str) -> None:
     p, n = 100_000, 400
     generator = torch.Generator().manual_seed(0)
     path = tmp_path / "A.npy"
@@ -205,10 +220,12 @@ def test_the_limit_is_kept(tmp_path: Path) -> None:
         for start in range(0, n, 50):
             writer.write(start, scale * torch.randn(p, 50, generator=generator))
     limit = solving_bytes(n, p) + (70 << 20)
-    args = [sys.executable, "-c", SOLVE, str(path), str(p), str(n), str(limit)]
+    args = [sys.executable, "-c", SOLVE, str(path), str(p), str(n), str(limit), method]
     run = subprocess.run(args, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) <= limit < solving_bytes(n, p) + path.stat().st_size
+    size = path.stat().st_size
+    assert int(run.stdout) <= limit < solving_bytes(n, p) + size
+    assert int(run.stdout) <= 0.9 * size  # the file is never in memory as a whole
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
 
 

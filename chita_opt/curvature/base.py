@@ -194,12 +194,15 @@ class SupportSolver(ABC):
         (where rho > 0); off S, c_j is minus the gradient, the force that pulls w_j away from zero.
     value : float
         Objective at the minimiser.
+    exact : bool
+        Whether it was solved to float64 rather than to the precision of the data.
     """
 
     mask: Tensor
     weights: Tensor
     pull: Tensor
     value: float
+    exact: bool
 
     @abstractmethod
     def inverse_diagonal(self, index: Tensor) -> Tensor:

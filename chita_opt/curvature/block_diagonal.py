@@ -143,12 +143,13 @@ class BlockSupport(SupportSolver):
         self.weights = torch.cat([s.weights for s in solvers])
         self.pull = torch.cat([s.pull for s in solvers])
         self.value = sum(s.value for s in solvers)
+        self.exact = all(s.exact for s in solvers)
 
     def moved(self, mask: Tensor, *, exact: bool = False) -> BlockSupport:
         """Only blocks whose mask changed, or that are less exact than asked, are solved again."""
         solvers = [
             old
-            if bool((mask[s] == old.mask).all()) and (not exact or getattr(old, "exact", True))
+            if bool((mask[s] == old.mask).all()) and (old.exact or not exact)
             else old.moved(mask[s], exact=exact)
             for old, (_, s) in zip(self.solvers, self.curvature.slices(), strict=True)
         ]

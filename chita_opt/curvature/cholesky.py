@@ -31,6 +31,7 @@ class CholeskySupport(SupportSolver):
     weights: Tensor
     pull: Tensor
     value: float
+    exact: bool
 
     @classmethod
     def solve(
@@ -50,7 +51,7 @@ class CholeskySupport(SupportSolver):
         pull = part.rho * part.w_bar - part.g - curvature.pullback(image, exact=exact)
         value = curvature.energy(image) + part.value(x)
         weights = torch.where(mask, part.w_bar + x, torch.zeros_like(x))
-        return cls(curvature, part, mask, S, L, weights, pull, value)
+        return cls(curvature, part, mask, S, L, weights, pull, value, exact)
 
     def moved(self, mask: Tensor, *, exact: bool = False) -> CholeskySupport:
         """A fresh factorisation."""

@@ -117,6 +117,10 @@ class LowRank(Curvature):
             return F.forward(self.pullback(image), exact=True) / norms
         return image
 
+    def cut(self, start: int, stop: int) -> LowRank:
+        """The block of neighbouring weights; its columns are not copied."""
+        return LowRank(self.A[:, start:stop], self.scale)
+
     def diagonal(self) -> Tensor:
         """Squared column norms times the scale."""
         return self._diagonal

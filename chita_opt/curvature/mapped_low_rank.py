@@ -94,6 +94,11 @@ class MappedLowRank(LowRank):
         """sqrt(scale) A, streamed."""
         return MappedFactor(self.A.T, self.scale, source=self.source, window=self.window)
 
+    def cut(self, start: int, stop: int) -> LowRank:
+        """The block of neighbouring weights, in the same file within the same window."""
+        part = self.A[:, start:stop]
+        return MappedLowRank(part, self.scale, source=self.source, window=self.window)
+
     def to(self, device: torch.device | str) -> LowRank:
         """Itself on the CPU; a file is not moved elsewhere."""
         if torch.device(device).type != "cpu":

@@ -113,6 +113,7 @@ class RowBatchSupport(SupportSolver):
     weights: Tensor
     pull: Tensor
     value: float
+    exact: bool = True
 
     @classmethod
     def solve(cls, curvature: SharedRows, part: SeparablePart, mask: Tensor) -> RowBatchSupport:

@@ -62,7 +62,7 @@ def _sizes(p: int, block: int | Sequence[int]) -> list[int]:
 
 def _cut(curvature: Curvature, start: int, stop: int) -> Curvature:
     if isinstance(curvature, LowRank):
-        return LowRank(curvature.A[:, start:stop], curvature.scale)
+        return curvature.cut(start, stop)
     return Dense(curvature.submatrix(torch.arange(start, stop, device=curvature.device)))
 
 
