@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from chita_opt.certificates.pipeline import run_method
 from chita_opt.curvature import LowRank
 from chita_opt.errors import DataError, ProblemError
 from chita_opt.nn import PruningResult, RowChoice, gradient_rows, prune, select_layers
@@ -352,3 +353,19 @@ def test_a_time_limit_leaves_candidates_out_and_says_so() -> None:
     found = run(compete="always", time_limit=1e-3)
     assert found.trust is not None and len(found.trust.candidates) >= 1
     assert any("time limit" in reason for reason in found.trust.reasons)
+
+
+@pytest.mark.parametrize("compete, most", [("always", 0.5), ("never", 1.0)])
+def test_the_method_leaves_time_to_what_competes_with_it(
+    monkeypatch: pytest.MonkeyPatch, compete: str, most: float
+) -> None:
+    given: list[float] = []
+
+    def noted(problem: Problem, effort: Any, limit: float) -> Any:
+        given.append(limit)
+        return run_method(problem, effort, limit)
+
+    monkeypatch.setattr("chita_opt.nn.pruning.run_method", noted)
+    found = run(compete=compete, time_limit=60.0)
+    assert most - 0.3 < given[0] / 60.0 <= most
+    assert found.trust is not None and bool(found.trust.candidates) == (compete == "always")

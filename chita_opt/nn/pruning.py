@@ -127,12 +127,12 @@ def prune(
     effort = _effort(method, options)
     check_provable(network.problem)
     dtypes = {i.name: layer_map.parameter(model, i).dtype for i in layer_map}
-    run = _Run(network, effort, options, clock, layer_map, dtypes)
+    run = _Run(network, effort, options, clock, layer_map, dtypes, guard is not None)
     solution, layers = run.solve()
     solved = clock.elapsed
     chosen, trust = solution.w, None
     if guard is not None:
-        limit = share(clock, 0.5, run.reserve)
+        limit = share(clock, 0.5 if options.certify else 1.0, run.reserve)
         chosen, trust = guard.judged(network, solution, limit)
         if trust.interrupted:
             solution = replace(solution, status=Status.INTERRUPTED)
@@ -167,8 +167,10 @@ class _Run:
         clock: Clock,
         layer_map: LayerMap,
         dtypes: Mapping[str, torch.dtype],
+        guarded: bool,
     ) -> None:
         self.network, self.effort, self.options = network, effort, options
+        self.competes = guarded and options.compete != "never"
         self.clock, self.layer_map, self.dtypes = clock, layer_map, dtypes
         self.reserve = 0.0  # seconds of the certificates' own arithmetic
         if options.time_limit is not None and options.certify:
@@ -284,9 +286,12 @@ class _Run:
         return whole, layers
 
     def _method_limit(self) -> float | None:
-        """Seconds for the methods: a share of what is left where a bound is to follow, else all."""
-        part = self.effort.method_share if self.options.certify else 1.0
-        return share(self.clock, part, self.reserve)
+        """Seconds for the methods: a share of what is left where a bound is to follow, or others
+        compete with the answer; else all.
+        """  # noqa: D205
+        if self.options.certify:
+            return share(self.clock, self.effort.method_share, self.reserve)
+        return share(self.clock, 0.5 if self.competes else 1.0)
 
     def _rounded(self, solution: Solution, names: tuple[str, ...]) -> Solution:
         """The solution with the weights that the parameters' types can hold."""
