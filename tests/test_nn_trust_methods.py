@@ -339,6 +339,27 @@ def test_a_trusted_stage_takes_the_lowest_of_its_supports() -> None:
         TrustedStep(held, late_step=0.0)
 
 
+@pytest.mark.parametrize("support", ["cardinality", "1:2"])
+def test_units_compete_where_the_loss_rises_in_a_stage(support: str) -> None:
+    model, _, held = setting()
+    common: dict[str, Any] = {"stages": 3, "rows": 40, "batch_size": 4, "ridge": 0.01}
+    common |= {"support": support, "sparsity": 0.9 if support == "cardinality" else None}
+
+    def notes(rise: float) -> list[dict[str, Any]]:
+        step = TrustedStep(held, late_step=1.0, rise=rise)
+        found = prune_in_stages(model, LOSS, samples(), method=step, **common)
+        assert found.stages[-1].notes["held_out_loss"] == pytest.approx(
+            held.loss(found.w), rel=1e-5
+        )
+        return [row.notes for row in found.stages]
+
+    never, always = notes(1e9), notes(0.0)
+    assert always[0]["candidates"] == never[0]["candidates"] + 2
+    assert always[0]["held_out_loss"] <= never[0]["held_out_loss"]
+    with pytest.raises(ProblemError, match="rise is -1"):
+        TrustedStep(held, rise=-1.0)
+
+
 def test_late_stages_go_part_of_the_way() -> None:
     model, _, held = setting()
     common = {"sparsity": 0.5, "stages": 1, "rows": 40, "batch_size": 4, "ridge": 0.01}
