@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from chita_opt.certificates.arithmetic import (
     objective,
     prove_semidefinite,
 )
+from chita_opt.certificates.choices import lowest_eigenvalue
 from chita_opt.certificates.problem_data import StoredProblem
 from chita_opt.certificates.row_prices import simplex_prices
 from chita_opt.certificates.stored_rows import StoredRows
@@ -100,6 +102,11 @@ class NodeBounds:
         other = self.afresh()
         other.family = Family.of(problem)
         return other
+
+    @cached_property
+    def lowest(self) -> float:
+        """A proven lower bound on the smallest eigenvalue of H."""
+        return lowest_eigenvalue(self.H, self.error)
 
     def gains(self, v: Array, d: Array, state: Array, row: int) -> Gains:
         """Evaluate a witness (its row number names it) on the weights that a state leaves.

@@ -3,8 +3,9 @@ r"""Replay the log of a branch and bound with numpy alone: no solver, no trust i
 A log is a tree of steps. Each step has a state, the weights fixed in and out on the way to it. A
 step may fix weights (its witness proves that every solution with the other value costs at least the
 cutoff), and then branches on a weight, has one child, or is a leaf: a state that holds no mask of
-the family, or whose witness proves that all its solutions cost at least the cutoff. If the replay
-ends without a gap, no allowed weights cost less than the cutoff.
+the family, whose witness proves that all its solutions cost at least the cutoff, or that leaves so
+few weights to choose that all choices are looked at. If the replay ends without a gap, no allowed
+weights cost less than the cutoff.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from chita_opt.certificates.arithmetic import objective
+from chita_opt.certificates.choices import bound_of_choices
 from chita_opt.certificates.container import array_hash, read_sealed
 from chita_opt.certificates.node_bound import FREE, IN, OUT, Gains, NodeBounds
 from chita_opt.certificates.problem_data import (
@@ -31,6 +33,7 @@ from chita_opt.errors import CertificateError
 
 Array = np.ndarray
 KIND = "tree_proof"
+EVERY_CHOICE = -2  # in place of a branching weight: a leaf all of whose choices are looked at
 TREE_ARRAYS = {  # names in a file, and what each has one entry of
     "parent": "steps", "side": "steps", "branch": "steps", "witness_row": "steps",
     "fix_step": "fixings", "fix_index": "fixings", "fix_value": "fixings",
@@ -195,7 +198,7 @@ def read_tree(arrays: Mapping[str, Array], p: int) -> Tree:
     tree = Tree(
         parent,
         integers(arrays, "tree.side", -1, 2),
-        integers(arrays, "tree.branch", -1, p),
+        integers(arrays, "tree.branch", EVERY_CHOICE, p),
         integers(arrays, "tree.witness_row", -1, len(witnesses)),
         fix_step,
         integers(arrays, "tree.fix_index", 0, p),
@@ -257,6 +260,9 @@ class _Replay:
         ends = np.searchsorted(tree.fix_step, np.arange(len(tree.parent) + 1))
         for step in range(len(tree.parent)):
             state = self._enter(step)
+            if tree.branch[step] == EVERY_CHOICE:
+                self._look_at_all(step, state, ends[step] < ends[step + 1])
+                continue
             row = int(tree.witness_row[step])
             gains = None
             if row >= 0:
@@ -297,6 +303,13 @@ class _Replay:
             after[j] = IN if value else OUT
         return after
 
+    def _look_at_all(self, step: int, state: Array, fixes: bool) -> None:
+        """Refuse unless every choice that a state leaves reaches the cutoff."""
+        if fixes or self.children[step]:
+            raise CertificateError(f"step {step} looks at all choices and has more to follow")
+        self._reached(bound_of_choices(self.bounds, state), f"leaf {step}")
+        self.leaves += 1
+
     def _close(self, gains: Gains | None, state: Array, what: str) -> None:
         """Refuse unless a state is empty or its bound reaches the cutoff."""
         if gains is None:
@@ -306,6 +319,9 @@ class _Replay:
         bound = self.bounds.bound(gains, state)
         if bound < self.weakest and self.bounds.family.is_empty(state):
             return
+        self._reached(bound, what)
+
+    def _reached(self, bound: float, what: str) -> None:
         self.weakest = min(self.weakest, bound)
         if not bound >= self.cutoff:
             raise CertificateError(

@@ -9,6 +9,8 @@ from chita_opt.bounds import Bound
 from chita_opt.solution import Solution, Status
 from chita_opt.supports.base import Array
 
+EVERY_CHOICE = -2
+"""In place of a branching weight: a leaf all of whose choices are looked at."""
 _EPS = 2.0**-52
 
 
@@ -38,7 +40,8 @@ class TreeProof:
         (S,) int8: the value (0 or 1) of the parent's branching weight; -1 for the only child of a
         step that only fixes, and for the root.
     branch : ndarray
-        (S,) int32: weight that the step branches on, or -1.
+        (S,) int32: weight that the step branches on; -1 for none; ``EVERY_CHOICE`` for a leaf in
+        which so few weights are left to choose that a verifier looks at all choices.
     witness_row : ndarray
         (S,) int32: row of ``witnesses`` and ``splits`` that proves the step's bound or fixings, -1
         for none.

@@ -11,7 +11,8 @@ pairs       the best split into a diagonal and pairs of weights:        p up to 
             rank-one convexification, by a conic solver
 lagrangian  root bounds of the blocks for the counts that matter, and   block-diagonal or
             one price for a kept weight in all of them                  shared-row curvature
-tree        branch and bound until a node or time limit                 dense H, p up to 4,000
+tree        branch and bound until a node or time limit; where few      dense H, p up to 4,000
+            weights are left to choose, every choice
 ==========  ==========================================================  =======================
 
 Each of dual, diagonal, pairs is at least as high as the one before it, for more time; lagrangian

@@ -22,6 +22,7 @@ class BudgetAllowed(Allowed):
         every = int(self.caps.sum())
         self.total = every if family.total is None else min(family.total, every)
         self.row_count = len(self.caps) + 1
+        self.has_total = len(self.caps) == 1 or family.total is not None
 
     def left(self, state: Array) -> tuple[Array, int]:
         """Counts that the kept weights leave: per group and in all."""
@@ -42,6 +43,13 @@ class BudgetAllowed(Allowed):
         caps, total = self.left(state)
         count = np.bincount(self.labels[state == FREE], minlength=len(caps))
         return bool((count <= caps).all()) and int(count.sum()) <= total
+
+    def free_count(self, state: Array) -> int | None:
+        """What the total leaves, where it is a row and no group's cap is reached before it."""
+        caps, total = self.left(state)
+        count = np.bincount(self.labels[state == FREE], minlength=len(caps))
+        total = min(total, int(count.sum()))
+        return total if self.has_total and bool((np.minimum(count, total) <= caps).all()) else None
 
     def restrict(self, state: Array, free: Array) -> Restricted:
         """One row a group that can bind, and the total where it can."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.tree_search.allowed import Allowed
 from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound, ascent_for
+from chita_opt.exact.tree_search.completions import affordable, best_completion
 from chita_opt.exact.tree_search.node import Node, Outcome, Witness
 from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports.base import Array
@@ -59,7 +61,7 @@ class NodeSolver:
             if not self._propagate(node):
                 outcome.lower = np.inf
                 return outcome
-            if self._leaf(node, outcome):
+            if self._leaf(node, outcome) or self._by_completions(node, outcome):
                 return outcome
             free = np.flatnonzero(node.state == FREE)
             if scores is not None and len(free) > (1.0 - _AGAIN) * bounded:
@@ -107,6 +109,30 @@ class NodeSolver:
         outcome.supports.append(support)
         outcome.lower = max(node.lower, lower)
         return True
+
+    def _by_completions(self, node: Node, outcome: Outcome) -> bool:
+        """The best of all choices where few are left."""
+        free, count = np.flatnonzero(node.state == FREE), self.allowed.free_count(node.state)
+        size = self.quadratic.size
+        if count is None or not affordable(size, len(free), count, root=node.depth == 0):
+            return False
+        kept = np.flatnonzero(node.state == IN)
+        found = best_completion(self.quadratic, free, kept, count, self._lowest)
+        if found is None:
+            return False
+        support, lower = found
+        if self.log is not None:
+            self.log.look_at_all(node.step)
+        outcome.supports.append(support)
+        outcome.lower = max(node.lower, lower)
+        return True
+
+    @cached_property
+    def _lowest(self) -> float:
+        """Not above the smallest eigenvalue of H."""
+        every = np.ones(self.quadratic.size, dtype=bool)
+        lowest = float(np.linalg.eigvalsh(self.quadratic.H)[0])
+        return lowest - self.quadratic.margin(every)
 
     # -- bound and what it decides ------------------------------------------------------------
 

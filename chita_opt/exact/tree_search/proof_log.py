@@ -11,7 +11,7 @@ from scipy.linalg import lapack
 from chita_opt.errors import CurvatureError
 from chita_opt.exact.diagonal_split.proving import lower_split, same_pulls
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
-from chita_opt.exact.result import TreeProof
+from chita_opt.exact.result import EVERY_CHOICE, TreeProof
 from chita_opt.exact.tree_search.node import Node, Witness
 from chita_opt.supports.base import Array
 
@@ -67,6 +67,10 @@ class ProofLog:
     def branch_on(self, step: int, index: int) -> None:
         """The step splits on a weight."""
         self.branch[step] = index
+
+    def look_at_all(self, step: int) -> None:
+        """The step is a leaf whose every choice was looked at."""
+        self.branch[step] = EVERY_CHOICE
 
     def fix(self, step: int, index: Array, values: Array) -> None:
         """The step's fixings, against its state on entry."""

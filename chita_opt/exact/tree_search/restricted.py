@@ -48,6 +48,10 @@ class Allowed(ABC):
     def everything(self, state: Array) -> bool:
         """Whether all free weights may be kept together."""
 
+    def free_count(self, state: Array) -> int | None:
+        """How many free weights may be kept, where any that many may; None where it matters."""
+        return None
+
     @abstractmethod
     def restrict(self, state: Array, free: Array) -> Restricted:
         """The family on the free weights (index array)."""
