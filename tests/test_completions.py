@@ -110,7 +110,8 @@ def test_deeper_nodes_are_ended_by_choices_too(tmp_path: Path) -> None:
 
 def test_which_nodes_are_ended_so() -> None:
     assert affordable(200, 200, 4, root=True) and not affordable(200, 200, 4, root=False)
-    assert affordable(200, 190, 3, root=False) and not affordable(12, 12, 3, root=True)
+    assert affordable(200, 190, 3, root=False) and affordable(800, 800, 3, root=False)
+    assert not affordable(800, 800, 4, root=True) and not affordable(12, 12, 3, root=True)
     assert not affordable(200, 200, 0, root=True) and not affordable(200, 3, 4, root=True)
     state = np.full(6, FREE, dtype=np.int8)
     blocks = co.Budget.per_block([0, 0, 0, 1, 1, 1], 2)

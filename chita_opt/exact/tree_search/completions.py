@@ -21,7 +21,7 @@ from chita_opt.exact.quadratic import Quadratic
 from chita_opt.supports.base import Array
 
 MOST = 100_000_000  # choices at the root, about half a second
-_A_NODE = 2_000_000  # below it, less than bounding a node takes
+_A_NODE = 2_000_000  # below it, at least; beyond 200 weights what bounding a node takes allows more
 _DEEPEST = 6  # weights left to choose
 _SMALL = 40  # weights of problems whose nodes are bounded faster than their choices are counted
 _ILL = 1e-6  # relative rounding beyond which nothing is claimed
@@ -32,7 +32,8 @@ def affordable(size: int, free: int, count: int, *, root: bool) -> bool:
     """Whether all choices of ``count`` among ``free`` weights of ``size`` are looked at."""
     if size < _SMALL or not 1 <= count <= min(_DEEPEST, free):
         return False
-    return comb(free, count) <= (MOST if root else _A_NODE)
+    limit = MOST if root else min(max(_A_NODE, free**3 // 4), MOST)
+    return comb(free, count) <= limit
 
 
 def best_completion(
