@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from chita_opt.curvature import BlockDiagonal, Curvature, Dense, LowRank, SharedRows
-from chita_opt.problem import Problem
+from chita_opt.problem import Problem, from_hessian
 from chita_opt.supports import (
     BlockWidths,
     Budget,
@@ -332,6 +332,14 @@ def _single(curvature: Curvature) -> Curvature:
         return SharedRows(curvature.H.float(), curvature.rows)
     assert isinstance(curvature, Dense)
     return Dense(curvature.H.float())
+
+
+def moved_by_linear_term(problem: Problem, g: Tensor) -> Problem:
+    """The same minimum and increases, but dense weights elsewhere and a linear term."""
+    H = problem.curvature.dense()
+    w_bar = problem.w_bar + torch.linalg.solve(H + torch.diag(problem.rho), g)
+    ridge = float(problem.rho[0])
+    return from_hessian(H, w_bar, ridge=ridge, supports=problem.supports, g=g)
 
 
 def awkward_problem(seed: int) -> Problem:

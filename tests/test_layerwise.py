@@ -38,7 +38,7 @@ from chita_opt.problem import Problem, from_hessian, from_layer_inputs
 from chita_opt.solution import Status
 from chita_opt.supports import Budget, LayerFamilies
 
-from .problems import FAMILIES, make_problem, normal
+from .problems import FAMILIES, make_problem, moved_by_linear_term, normal
 
 ROW_METHODS = ("obc", "alps", "layerwise")
 
@@ -203,10 +203,7 @@ def test_a_linear_term_moves_the_centre_and_nothing_else() -> None:
         X, w_bar = normal(draw, 150, 200), normal(draw, 200)
         H, family = X.T @ X / 150, Budget.cardinality(200, 100)
         centred = from_hessian(H, w_bar, ridge=1e-3, supports=family)
-        g = normal(draw, 200)
-        whole = H + 1e-3 * torch.eye(200, dtype=torch.float64)
-        start = w_bar + torch.linalg.solve(whole, g)
-        moved = from_hessian(H, start, ridge=1e-3, supports=family, g=g)
+        moved = moved_by_linear_term(centred, normal(draw, 200))
         best, found = layerwise(centred), layerwise(moved)
         assert moved.dense_minimum < 0.0
         assert int((found.w != 0).sum()) <= 100

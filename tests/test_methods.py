@@ -23,7 +23,15 @@ from chita_opt.problem import Problem, from_gradients, from_hessian
 from chita_opt.solution import Solution, Status, Trace
 from chita_opt.supports import Budget
 
-from .problems import CURVATURES, FAMILIES, gradients, make_problem, normal, random_problem
+from .problems import (
+    CURVATURES,
+    FAMILIES,
+    gradients,
+    make_problem,
+    moved_by_linear_term,
+    normal,
+    random_problem,
+)
 
 EVERY_FORM = pytest.mark.parametrize("form", CURVATURES)
 P = 12
@@ -504,10 +512,7 @@ def test_exchanges_look_as_far_with_a_linear_term() -> None:
     H = A.T @ A / 40 + 1e-3 * torch.eye(400, dtype=torch.float64)
     family = Budget.cardinality(400, 200)
     plain = from_hessian(H, w_bar, ridge=1e-3, supports=family)
-    g = normal(draw, 400)
-    whole = H + 1e-3 * torch.eye(400, dtype=torch.float64)
-    start = w_bar + torch.linalg.solve(whole, g)
-    moved = from_hessian(H, start, ridge=1e-3, supports=family, g=g)
+    moved = moved_by_linear_term(plain, normal(draw, 400))
     assert moved.dense_minimum < -100.0
     assert moved.increase(moved.dense_minimum) < 1e-3
     begin = solve(plain, "backsolve")

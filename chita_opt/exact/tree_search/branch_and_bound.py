@@ -40,9 +40,9 @@ def branch_and_bound(
     Every node's bound is the semidefinite relaxation with the best diagonal split
     (:mod:`chita_opt.exact.diagonal_split.ascent`), on the weights still free: those fixed in are
     eliminated by a Schur complement, those fixed out dropped. Weights whose other value has a bound
-    at or above the cutoff are fixed. Where so few weights are left to choose that looking at every
-    choice takes no longer than a bound, that is done: four of two hundred are, at the root. A bound is believed once its split is proven by a Cholesky
-    factorisation with room for rounding.
+    at or above the cutoff are fixed. A bound is believed once its split is proven by a Cholesky
+    factorisation with room for rounding. Where so few weights are left to choose that looking at
+    every choice takes no longer than a bound, that is done: at the root for four of two hundred.
 
     Parameters
     ----------
