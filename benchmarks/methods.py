@@ -174,17 +174,19 @@ def measured_again(
     problem = problem_of(key, int(rows[0]["k"]), options.device)
     bound, proof = known[0]["bound"], known[0]["proof"]
     found = solved(key, rows, problem, options)
-    if options.bounds:
+    if found and options.bounds:
         lower, how = proven(
             problem, min(found.values(), key=lambda s: s.objective), options.tree_seconds
         )
         higher = len(problem.curvature.A) * (lower + constant(problem))  # type: ignore[attr-defined]
         bound, proof = (higher, how) if higher > bound else (bound, proof)
     new = {name: line(key, rows, name, s, bound, proof) for name, s in found.items()}
-    for name, row in new.items():
-        if row["objective"] < bound - TOLERANCE * max(abs(bound), row["size"]):
-            raise ValueError(f"{name} at {row['objective']} is below the bound {bound}: {key}")
     kept = [rebounded(r, bound, proof) for r in known if r["method"] not in new]
+    for row in (*new.values(), *kept):
+        if row["objective"] < bound - TOLERANCE * max(abs(bound), row["size"]):
+            raise ValueError(
+                f"{row['method']} at {row['objective']} is below the bound {bound}: {key}"
+            )
     return [*new.values(), *kept]
 
 
@@ -265,7 +267,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=20.0, help="seconds for best")
     parser.add_argument("--tree-seconds", type=float, default=10.0, help="for small layers' bounds")
     parser.add_argument("--twins", action="store_true", help="the default and twins alone")
-    parser.add_argument("--again", nargs="*", help="methods to run again beside known bounds")
+    parser.add_argument("--again", nargs="+", help="methods to run again beside known bounds")
     parser.add_argument("--bounds", action="store_true", help="with --again: bounds, too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", action="store_true", help="print every row")

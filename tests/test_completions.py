@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ from chita_opt.exact import TreeOptions, TreeResult, branch_and_bound
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.result import EVERY_CHOICE
 from chita_opt.exact.tree_search.allowed import allowed
-from chita_opt.exact.tree_search.completions import affordable, best_completion
+from chita_opt.exact.tree_search.completions import LOGGED, best_completion, choices_of
+from chita_opt.exact.tree_search.node_solver import NodeSolver
+from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports import WholeGroups
 
 P = 45
@@ -61,11 +65,10 @@ def test_the_best_of_all_choices(seed: int, count: int, inside: int, ridge: floa
     kept, free = np.sort(order[:inside]), np.sort(order[inside : inside + 8])
     found = best_completion(q, free, kept, count, float(np.linalg.eigvalsh(q.H)[0]))
     assert found is not None
-    support, lower = found
     best = least(q, free.tolist(), kept.tolist(), count)
-    assert q.solve(support)[1] == pytest.approx(best, rel=1e-9)
-    assert set(kept) <= set(support) and len(support) == inside + count
-    assert best - 1e-5 * (q.const - best) <= lower <= best
+    assert q.solve(found.support)[1] == pytest.approx(best, rel=1e-9)
+    assert set(kept) <= set(found.support) and len(found.support) == inside + count
+    assert best - 1e-5 * (q.const - best) <= found.value - found.error <= best
 
 
 @settings(max_examples=15, deadline=None)
@@ -109,10 +112,13 @@ def test_deeper_nodes_are_ended_by_choices_too(tmp_path: Path) -> None:
 
 
 def test_which_nodes_are_ended_so() -> None:
-    assert affordable(200, 200, 4, root=True) and not affordable(200, 200, 4, root=False)
-    assert affordable(200, 190, 3, root=False) and affordable(800, 800, 3, root=False)
-    assert not affordable(800, 800, 4, root=True) and not affordable(12, 12, 3, root=True)
-    assert not affordable(200, 200, 0, root=True) and not affordable(200, 3, 4, root=True)
+    assert choices_of(200, 200, 4, root=True) == comb(200, 4)
+    assert choices_of(200, 190, 3, root=False) == comb(190, 3)
+    assert choices_of(800, 800, 3, root=False) == comb(800, 3)
+    beyond = [(200, 200, 4, False), (800, 800, 4, True), (12, 12, 3, True), (4000, 4000, 1, True)]
+    beyond += [(200, 200, 0, True), (200, 3, 4, True), (50, 50, 7, True)]
+    for size, free, count, root in beyond:
+        assert choices_of(size, free, count, root=root) is None
     state = np.full(6, FREE, dtype=np.int8)
     blocks = co.Budget.per_block([0, 0, 0, 1, 1, 1], 2)
     assert allowed(blocks).free_count(state) is None  # no row holds all weights
@@ -162,3 +168,75 @@ def test_false_leaves_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="number of all weights"):
         save_proof(replace(found, solution=co.solve(blocks)), tmp_path / "proof")
     assert not (tmp_path / "proof").exists()
+
+
+def hidden(noise: float, ridge: float) -> co.Problem:
+    """Three weights explain nearly all: the increase is far smaller than the gains."""
+    torch.manual_seed(0)
+    rows, w = torch.randn(30, P), noise * torch.randn(P).double()
+    w[:3] += torch.tensor([1.0, -2.0, 1.5]).double()
+    return co.from_gradients(rows, w, ridge=ridge, supports=co.Budget.cardinality(P, 3))
+
+
+@pytest.mark.parametrize("proof", [True, False])
+@pytest.mark.parametrize("noise, ridge", [(1e-3, 1e-4), (1e-5, 1e-5)])
+def test_rounding_hides_no_more_than_a_share_of_the_gap(
+    noise: float, ridge: float, proof: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nodes are bounded as ever."""
+    options = TreeOptions(proof=proof, node_limit=200)
+    found = branch_and_bound(hidden(noise, ridge), options=options)
+    monkeypatch.setattr(f"{NodeSolver.__module__}.choices_of", lambda *_, **__: None)
+    without = branch_and_bound(hidden(noise, ridge), options=options)
+    assert found.gap <= max(1.01e-4, 1.01 * without.gap)
+
+
+def test_an_order_of_equal_weights_keeps_choices() -> None:
+    """Without a log the search keeps to orders of twins and of zero columns."""
+    of = problem(3)
+    rows = of.curvature.arrays()["columns"].T.clone()
+    rows[:, :8] = 0.0
+    same = co.from_gradients(rows, of.w_bar, ridge=1e-2, supports=of.supports)
+    found = branch_and_bound(same)
+    assert found.nodes == 1 and found.upper == pytest.approx(logged(same).upper)
+    assert found.lower == pytest.approx(found.upper, rel=1e-6)
+
+
+def test_tiny_numbers_do_not_vanish(tmp_path: Path) -> None:
+    """Products of numbers of 1e-81 and of 1e-162 would be zero, and gains with them."""
+    h, p = 2.0e-162, 4
+    w = torch.full((p,), 1.05e-81 / h, dtype=torch.float64)
+    of = co.from_gradients(
+        torch.zeros(1, p).double(), w, ridge=h, supports=co.Budget.cardinality(p, 2)
+    )
+    nothing = co.Solution(of, torch.zeros(p).double(), "none", co.Status.FEASIBLE)
+    one = logged(problem(3)).proof
+    assert one is not None
+    empty = np.zeros((0, p))
+    proof = replace(one, cutoff=-1e9, witnesses=empty, splits=empty)
+    forged = replace(logged(problem(3)), solution=nothing, proof=proof)
+    with suppress(CertificateError):
+        best = 0.5 * nothing.objective
+        assert save_proof(forged, tmp_path / "proof").lower <= best * (1.0 + 1e-9)
+
+
+def test_a_file_may_not_ask_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = problem(3)
+    bounds = NodeBounds(read_problem(problem_arrays(of), problem_specification(of)))
+    state = np.full(P, FREE, dtype=np.int8)
+    monkeypatch.setattr("chita_opt.certificates.choices.IN_ALL", 3 * comb(P, 3))
+    first = bound_of_choices(bounds, state)
+    assert bound_of_choices(bounds.afresh(), state) == first
+    assert bound_of_choices(bounds, state) == first
+    with pytest.raises(CertificateError, match="at most"):
+        bound_of_choices(bounds, state)
+
+
+def test_a_log_asks_for_few_choices_below_the_root() -> None:
+    log = ProofLog(quadratic(problem(3)))
+    assert log.has_room(LOGGED, root=False)
+    log.look_at_all(log.enter(-1, -1), LOGGED - 5)
+    assert log.has_room(5, root=False) and not log.has_room(6, root=False)
+    assert log.has_room(10**9, root=True)
+    unknown = replace(log.quadratic, entry_error=None)
+    assert not ProofLog(unknown).has_room(1, root=True)

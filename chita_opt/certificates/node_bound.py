@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -71,6 +70,7 @@ class NodeBounds:
         self.at_zero: Enclosed = objective(data, np.zeros(p))
         self.lowered = 0.0
         self._proven: dict[int, Array] = {}
+        self.held: dict[str, float] = {}  # of all copies: what looking at choices has cost
 
     @classmethod
     def of_parts(
@@ -87,7 +87,7 @@ class NodeBounds:
         """
         made = object.__new__(cls)
         made.lowered = lowered
-        made.p, made.family, made._proven = family.p, family, {}
+        made.p, made.family, made._proven, made.held = family.p, family, {}, {}
         (made.H, made.error), (made.b, made.b_error), made.at_zero = H, b, at_zero
         return made
 
@@ -103,10 +103,12 @@ class NodeBounds:
         other.family = Family.of(problem)
         return other
 
-    @cached_property
+    @property
     def lowest(self) -> float:
         """A proven lower bound on the smallest eigenvalue of H."""
-        return lowest_eigenvalue(self.H, self.error)
+        if "lowest" not in self.held:
+            self.held["lowest"] = lowest_eigenvalue(self.H, self.error)
+        return self.held["lowest"]
 
     def gains(self, v: Array, d: Array, state: Array, row: int) -> Gains:
         """Evaluate a witness (its row number names it) on the weights that a state leaves.

@@ -3,6 +3,7 @@ r"""The quadratic in weight space, and its reduction to a node's free weights.""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import lapack
@@ -27,11 +28,14 @@ class Quadratic:
         (p,).
     const : float
         f(0).
+    entry_error : float or None
+        Bound on the rounding of the entries of H as formed from the data, where it is known.
     """
 
     H: Array
     b: Array
     const: float
+    entry_error: float | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Quadratic:
@@ -41,7 +45,14 @@ class Quadratic:
         H[np.diag_indices_from(H)] += problem.rho.cpu().numpy()
         w_bar, g = problem.w_bar.cpu().numpy(), problem.g.cpu().numpy()
         b = H @ w_bar - g
-        return cls(H, b, float(0.5 * w_bar @ (H @ w_bar) - g @ w_bar))
+        terms = problem.curvature.image_size + problem.p + 16
+        error = 4.0 * terms * _EPS * float(H.diagonal().max(initial=0.0))
+        return cls(H, b, float(0.5 * w_bar @ (H @ w_bar) - g @ w_bar), error)
+
+    @cached_property
+    def least_value(self) -> float:
+        """The minimum with all weights kept."""
+        return self.solve(np.arange(self.size))[1]
 
     @property
     def size(self) -> int:

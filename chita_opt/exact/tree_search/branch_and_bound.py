@@ -126,7 +126,9 @@ class Tree:
         family = allowed(problem.supports, proof=self.log is not None, idle=idle)
         if self.log is None:  # a verifier knows no orders
             family = ordered(problem, family)
-        solver = NodeSolver(self.quadratic, family, log=self.log, options=ascent)
+        solver = NodeSolver(
+            self.quadratic, family, log=self.log, options=ascent, gap=options.gap
+        )  # fmt: skip
         self.search = Search(
             solver, self.best.offer, self.best.value, options.gap, problem.dense_minimum,
             options.memory_limit, target,

@@ -12,6 +12,7 @@ of the gap: the best split of a curvature of low rank is little more than its ri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import comb
 
 import numpy as np
@@ -21,25 +22,45 @@ from chita_opt.exact.quadratic import Quadratic
 from chita_opt.supports.base import Array
 
 MOST = 100_000_000  # choices at the root, about half a second
+LOGGED = 20_000_000  # below the root, in all leaves of a log: a verifier takes ten times as long
 _A_NODE = 2_000_000  # below it, at least; beyond 200 weights what bounding a node takes allows more
 _DEEPEST = 6  # weights left to choose
-_SMALL = 40  # weights of problems whose nodes are bounded faster than their choices are counted
-_ILL = 1e-6  # relative rounding beyond which nothing is claimed
+_SMALL, _LARGE = 40, 1000  # weights of problems for which it is done
 _EPS = float(np.finfo(np.float64).eps)
 
 
-def affordable(size: int, free: int, count: int, *, root: bool) -> bool:
-    """Whether all choices of ``count`` among ``free`` weights of ``size`` are looked at."""
-    if size < _SMALL or not 1 <= count <= min(_DEEPEST, free):
-        return False
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """The best of all choices.
+
+    Attributes
+    ----------
+    support : ndarray
+        Sorted index array, weights that were kept already included.
+    value : float
+        Objective as computed.
+    error : float
+        Bound on what rounding may hide: no choice is below ``value - error``.
+    """
+
+    support: Array
+    value: float
+    error: float
+
+
+def choices_of(size: int, free: int, count: int, *, root: bool) -> int | None:
+    """How many choices of ``count`` among ``free`` of ``size`` weights; None for too many."""
+    if not _SMALL <= size <= _LARGE or not 1 <= count <= min(_DEEPEST, free):
+        return None
     limit = MOST if root else min(max(_A_NODE, free**3 // 4), MOST)
-    return comb(free, count) <= limit
+    found = comb(free, count)
+    return found if found <= limit else None
 
 
 def best_completion(
     quadratic: Quadratic, free: Array, kept: Array, count: int, lowest: float
-) -> tuple[Array, float] | None:
-    r"""The best support of ``kept`` and ``count`` of ``free`` weights, and a bound on all of them.
+) -> Completion | None:
+    r"""The best support of ``kept`` and ``count`` of ``free`` weights, None for singular curvature.
 
     The computed gains are those of a matrix H + E and a vector b + e: with :math:`\|E\|\le\epsilon`
     on supports of this size and H at least :math:`\lambda`, a gain G is wrong by at most
@@ -55,26 +76,22 @@ def best_completion(
         How many of ``free`` are kept, too.
     lowest : float
         Not above the smallest eigenvalue of the whole H.
-
-    Returns
-    -------
-    tuple or None
-        Support (sorted index array) and bound; None where H is too near to singular to say.
     """
     q, total = quadratic, len(kept) + count
     diagonal = np.sort(q.H.diagonal())[::-1]
     unit = 16.0 * (q.size + 2) * _EPS
-    relative = unit * (float(diagonal[:total].sum()) + float(diagonal[0])) / max(lowest, 1e-300)
-    if not lowest > 0.0 or relative > _ILL:
+    spread = unit * (float(diagonal[:total].sum()) + float(diagonal[0]))
+    spread += total * (q.entry_error or 0.0)
+    if not lowest > 2.0 * spread:
         return None
     H, b, const = q.reduce(free, kept)
     gain, chosen = _best_gain(np.ascontiguousarray(H), b, count)
     support = np.sort(np.concatenate([kept, free[chosen]]))
-    every = q.const - const + gain
-    b_error = unit * total**0.5 * (float(np.abs(q.b).max()) + (2.0 * diagonal[0] * every) ** 0.5)
-    error = relative * every + b_error * (2.0 * every / lowest) ** 0.5
-    lower = const - gain - error
-    return support, lower - q.rounding(lower)
+    every = 2.0 * (q.const - const + gain)
+    b_error = unit * total**0.5 * (float(np.abs(q.b).max()) + (diagonal[0] * every) ** 0.5)
+    error = spread / lowest * every + b_error * (2.0 * every / lowest) ** 0.5
+    value = const - gain
+    return Completion(support, value, error + q.rounding(value))
 
 
 @njit(cache=True, error_model="numpy")
@@ -136,4 +153,4 @@ def _last(H: Array, b: Array, start: int, n: int, count: int) -> tuple[float, in
     return most, first, second
 
 
-__all__ = ["affordable", "best_completion"]
+__all__ = ["LOGGED", "Completion", "best_completion", "choices_of"]

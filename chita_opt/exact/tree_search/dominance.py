@@ -106,6 +106,10 @@ class Ordered(Allowed):
         """As the budget's."""
         return self.family.everything(state)
 
+    def free_count(self, state: Array) -> int | None:
+        """As the budget's: choices against an order are equal to others, and allowed."""
+        return self.family.free_count(state)
+
     def restrict(self, state: Array, free: Array) -> Restricted:
         """As the budget's."""
         return self.family.restrict(state, free)

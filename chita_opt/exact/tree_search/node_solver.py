@@ -10,11 +10,12 @@ import numpy as np
 from chita_opt.exact.quadratic import FREE, IN, OUT, Quadratic
 from chita_opt.exact.tree_search.allowed import Allowed
 from chita_opt.exact.tree_search.bounding import AscentOptions, NodeBound, ascent_for
-from chita_opt.exact.tree_search.completions import affordable, best_completion
+from chita_opt.exact.tree_search.completions import best_completion, choices_of
 from chita_opt.exact.tree_search.node import Node, Outcome, Witness
 from chita_opt.exact.tree_search.proof_log import ProofLog
 from chita_opt.supports.base import Array
 
+_HIDDEN = 0.1  # share of the gap asked for that rounding may hide where choices are looked at
 _AGAIN = 0.05  # share of the free weights that must get fixed for another round of bounding
 
 
@@ -31,6 +32,8 @@ class NodeSolver:
         Where witnesses, fixings and branchings go; bounds are then those of the full space.
     options : AscentOptions
         Stopping rules of the ascents; those for the problem's size if absent.
+    gap : float
+        Relative gap that the search is to close.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class NodeSolver:
         *,
         log: ProofLog | None = None,
         options: AscentOptions | None = None,
+        gap: float = 0.0,
     ) -> None:
         self.quadratic, self.allowed, self.log = quadratic, allowed, log
+        self.gap = gap
         self.options = options or ascent_for(quadratic.size)
 
     def process(
@@ -61,7 +66,7 @@ class NodeSolver:
             if not self._propagate(node):
                 outcome.lower = np.inf
                 return outcome
-            if self._leaf(node, outcome) or self._by_completions(node, outcome):
+            if self._leaf(node, outcome) or self._by_completions(node, outcome, cutoff):
                 return outcome
             free = np.flatnonzero(node.state == FREE)
             if scores is not None and len(free) > (1.0 - _AGAIN) * bounded:
@@ -110,20 +115,25 @@ class NodeSolver:
         outcome.lower = max(node.lower, lower)
         return True
 
-    def _by_completions(self, node: Node, outcome: Outcome) -> bool:
-        """The best of all choices where few are left."""
+    def _by_completions(self, node: Node, outcome: Outcome, cutoff: float) -> bool:
+        """The best of all choices where few are left; False where rounding hides who that is."""
         free, count = np.flatnonzero(node.state == FREE), self.allowed.free_count(node.state)
-        size = self.quadratic.size
-        if count is None or not affordable(size, len(free), count, root=node.depth == 0):
+        q, root = self.quadratic, node.depth == 0
+        if count is None:
+            return False
+        choices = choices_of(q.size, len(free), count, root=root)
+        if choices is None or (self.log is not None and not self.log.has_room(choices, root=root)):
             return False
         kept = np.flatnonzero(node.state == IN)
-        found = best_completion(self.quadratic, free, kept, count, self._lowest)
+        found = best_completion(q, free, kept, count, self._lowest)
         if found is None:
             return False
-        support, lower = found
+        outcome.supports.append(found.support)
+        lower = found.value - found.error
+        if lower < cutoff and found.error > _HIDDEN * self.gap * (found.value - q.least_value):
+            return False
         if self.log is not None:
-            self.log.look_at_all(node.step)
-        outcome.supports.append(support)
+            self.log.look_at_all(node.step, 0 if root else choices)
         outcome.lower = max(node.lower, lower)
         return True
 

@@ -12,6 +12,7 @@ from chita_opt.errors import CurvatureError
 from chita_opt.exact.diagonal_split.proving import lower_split, same_pulls
 from chita_opt.exact.quadratic import IN, OUT, Quadratic
 from chita_opt.exact.result import EVERY_CHOICE, TreeProof
+from chita_opt.exact.tree_search.completions import LOGGED
 from chita_opt.exact.tree_search.node import Node, Witness
 from chita_opt.supports.base import Array
 
@@ -42,6 +43,7 @@ class ProofLog:
         self.witnesses: list[Array] = []
         self.splits: list[Array] = []
         self.bounds: list[float] = []
+        self.room = LOGGED  # choices that leaves may still leave to a verifier
 
     def mark(self) -> Mark:
         """How long the log is now."""
@@ -68,9 +70,15 @@ class ProofLog:
         """The step splits on a weight."""
         self.branch[step] = index
 
-    def look_at_all(self, step: int) -> None:
+    def has_room(self, choices: int, *, root: bool) -> bool:
+        """Whether a verifier may be asked to look at so many choices in one more leaf."""
+        known = self.quadratic.entry_error is not None
+        return known and (root or choices <= self.room)
+
+    def look_at_all(self, step: int, choices: int) -> None:
         """The step is a leaf whose every choice was looked at."""
         self.branch[step] = EVERY_CHOICE
+        self.room -= choices
 
     def fix(self, step: int, index: Array, values: Array) -> None:
         """The step's fixings, against its state on entry."""
@@ -197,6 +205,7 @@ class ProofLog:
 
     def restore(self, a: dict[str, Array]) -> None:
         """What ``stored`` gave."""
+        self.room = 0  # what was left of it is not stored
         for name in ("parent", "side", "branch", "witness_row", "bounds"):
             setattr(self, name, a[name].tolist())
         columns = (a[name].tolist() for name in ("fix_step", "fix_index", "fix_value"))

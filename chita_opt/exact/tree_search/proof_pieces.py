@@ -63,6 +63,7 @@ class Inherited:
 def open_piece(quadratic: Quadratic, nodes: list[Node], brought: Inherited) -> ProofLog:
     """A log that begins with stand-ins for ``nodes``, which are renumbered."""
     log = ProofLog(quadratic)
+    log.room = 0  # many pieces end in one log
     log.witnesses, log.splits = list(brought.pairs[:, 0]), list(brought.pairs[:, 1])
     log.bounds = brought.bounds.tolist()
     for i, node in enumerate(nodes):

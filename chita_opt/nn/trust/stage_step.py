@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from chita_opt.errors import ProblemError
+from chita_opt.errors import CurvatureError, ProblemError
 from chita_opt.nn.stages.block_rounds import BlockRounds
 from chita_opt.nn.stages.state import Note, StageAnswer, StageState
 from chita_opt.nn.stages.steps import Solve
@@ -15,6 +16,7 @@ from chita_opt.nn.trust.competition import Candidate, entered, lowest, solved_on
 from chita_opt.nn.trust.scores import STAGED, Score, supports_by
 from chita_opt.solution import Solution, Status
 
+_log = logging.getLogger(__name__)
 _ALONE = 0.01  # ridge of units that are solved alone, of the problem's: they have fewer weights
 _PART = 0.25
 
@@ -86,8 +88,9 @@ class TrustedStep:
             w = torch.where(w != 0, way, 0.0)
             loss = self.held_out.loss(w)
         if loss > self.rise * self.held_out.loss(state.weights):
-            candidates += self._by_units(state)
-            best = lowest([Candidate(best.name, w, loss), *candidates[-2:]])
+            others = self._by_units(state)
+            candidates += others
+            best = lowest([Candidate(best.name, w, loss), *others])
             w, loss = best.w, best.loss
         notes: dict[str, Note] = {
             "support": best.name,
@@ -97,12 +100,19 @@ class TrustedStep:
         return StageAnswer(w, notes)
 
     def _by_units(self, state: StageState) -> list[Candidate]:
-        """Output units solved alone, and a part of the way from there to the whole problem's."""
+        """Output units solved alone, and a part of the way from there to the whole problem's.
+
+        None where a unit's curvature is singular, as with a ridge of zero.
+        """
         problem, p = state.problem, state.layer_map.size
         alone = replace(problem, g=torch.zeros_like(problem.g), rho=_ALONE * problem.rho)
         live = int(state.mask.sum())
-        w = replace(self.rounds, base=1.0 - max(live, 1) / p).solve(alone, state.layer_map)
-        (whole,) = solved_on(problem, {"units": w != 0}, self.held_out)
+        try:
+            w = replace(self.rounds, base=1.0 - max(live, 1) / p).solve(alone, state.layer_map)
+            (whole,) = solved_on(problem, {"units": w != 0}, self.held_out)
+        except CurvatureError as error:
+            _log.warning("units were not solved alone: %s", error)
+            return []
         way = w + _PART * (whole.w - w)
         return [entered("units", w, self.held_out), entered("units, part", way, self.held_out)]
 
