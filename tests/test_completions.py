@@ -137,6 +137,9 @@ def test_nothing_is_claimed_near_singular_curvature() -> None:
     lowest = float(np.linalg.eigvalsh(q.H)[0])
     assert best_completion(q, np.arange(P), np.array([], dtype=int), 2, lowest) is None
     assert best_completion(q, np.arange(P), np.array([], dtype=int), 2, 0.0) is None
+    fine, none = quadratic(problem(2)), np.array([], dtype=int)
+    small = Quadratic(fine.H * 1e-162, fine.b * 1e-81, fine.const, 0.0)
+    assert best_completion(small, np.arange(P), none, 2, 1e-165) is None
     stored = read_problem(problem_arrays(of), problem_specification(of))
     with pytest.raises(CertificateError, match=r"singular|positive"):
         bound_of_choices(NodeBounds(stored), np.full(P, FREE, dtype=np.int8))

@@ -26,6 +26,7 @@ LOGGED = 20_000_000  # below the root, in all leaves of a log: a verifier takes 
 _A_NODE = 2_000_000  # below it, at least; beyond 200 weights what bounding a node takes allows more
 _DEEPEST = 6  # weights left to choose
 _SMALL, _LARGE = 40, 1000  # weights of problems for which it is done
+_TINY = 1e-60  # products of smaller numbers might vanish
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -60,7 +61,7 @@ def choices_of(size: int, free: int, count: int, *, root: bool) -> int | None:
 def best_completion(
     quadratic: Quadratic, free: Array, kept: Array, count: int, lowest: float
 ) -> Completion | None:
-    r"""The best support of ``kept`` and ``count`` of ``free`` weights, None for singular curvature.
+    r"""The best support of ``kept`` and ``count`` of ``free`` weights; None where rounding decides.
 
     The computed gains are those of a matrix H + E and a vector b + e: with :math:`\|E\|\le\epsilon`
     on supports of this size and H at least :math:`\lambda`, a gain G is wrong by at most
@@ -82,13 +83,14 @@ def best_completion(
     unit = 16.0 * (q.size + 2) * _EPS
     spread = unit * (float(diagonal[:total].sum()) + float(diagonal[0]))
     spread += total * (q.entry_error or 0.0)
-    if not lowest > 2.0 * spread:
+    sizes = float(diagonal[0]), float(np.abs(q.b).max())
+    if not lowest > 2.0 * spread or any(not _TINY < size < 1.0 / _TINY for size in sizes):
         return None
     H, b, const = q.reduce(free, kept)
     gain, chosen = _best_gain(np.ascontiguousarray(H), b, count)
     support = np.sort(np.concatenate([kept, free[chosen]]))
     every = 2.0 * (q.const - const + gain)
-    b_error = unit * total**0.5 * (float(np.abs(q.b).max()) + (diagonal[0] * every) ** 0.5)
+    b_error = unit * total**0.5 * (sizes[1] + (sizes[0] * every) ** 0.5)
     error = spread / lowest * every + b_error * (2.0 * every / lowest) ** 0.5
     value = const - gain
     return Completion(support, value, error + q.rounding(value))
