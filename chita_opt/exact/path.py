@@ -131,6 +131,8 @@ class PathSolver:
                 problem, options, start, quadratic=self.quadratic, ascent=ascent,
                 workers_first=not self.tried,
             )  # fmt: skip
+            if tree.log is not None:
+                tree.log.room //= len(self.ks)  # a verifier reads all logs
             found = tree.run()
         self.nodes += found.nodes
         self.tried.add(i)
