@@ -6,15 +6,15 @@ times ours, plus the constant a'w_bar); costs are in passes over the same A in t
 bound is a certificate's. Rows that are in the results file already are kept: a run can be stopped
 and continued; --fresh begins anew; --again runs some methods once more on the problems that are in
 the file, beside the bounds there, and with --bounds computes these again and keeps the higher ones.
---twins runs the default and the methods that have a twin alone,
-on all problems in under an hour, and writes methods_twins.json.
+--twins runs the default and the methods that have a twin alone, on all problems in under an hour,
+and writes methods_twins.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
 from typing import Any
 
@@ -100,13 +100,17 @@ def twins(method: str, rows: Sequence[dict[str, Any]]) -> list[tuple[str, float]
     return [(str(r["algo"]), float(r["objective"])) for r in rows if r["algo"] in names]
 
 
-def proven(problem: co.Problem, best: Solution, seconds: float) -> tuple[float, str]:
-    """A lower bound and what proves it: one witness, or a tree where the layer is small."""
+def proven(
+    problem: co.Problem, found: Iterable[Solution], seconds: float
+) -> tuple[float, str]:  # fmt: skip
+    """A lower bound in the official units, and what proves it: for small layers a tree may."""
+    best = min(found, key=lambda s: s.objective)
     one = co.certify(best)
-    if problem.p > SMALL:
-        return one.lower, one.proof
-    tree = co.lower_bound(problem, strength="tree", start=best, time_limit=seconds)
-    return (tree.value, "tree") if tree.value > one.lower else (one.lower, one.proof)
+    lower, proof = one.lower, one.proof
+    if problem.p <= SMALL:
+        tree = co.lower_bound(problem, strength="tree", start=best, time_limit=seconds)
+        lower, proof = (tree.value, "tree") if tree.value > lower else (lower, proof)
+    return official(problem, lower), proof
 
 
 def solved(
@@ -128,15 +132,14 @@ def compare(
     """All methods on one problem, and one bound for them."""
     problem = problem_of(key, int(rows[0]["k"]), options.device)
     found = solved(key, rows, problem, options)
-    best = min(found.values(), key=lambda s: s.objective)
-    lower, proof = proven(problem, best, options.tree_seconds)
-    bound = len(problem.curvature.A) * (lower + constant(problem))  # type: ignore[attr-defined]
+    bound, proof = proven(problem, found.values(), options.tree_seconds)
     return [line(key, rows, name, solution, bound, proof) for name, solution in found.items()]
 
 
-def constant(problem: co.Problem) -> float:
-    """What the official code adds to our objective."""
-    return float(problem.g @ problem.w_bar)
+def official(problem: co.Problem, value: float) -> float:
+    """An objective in the official code's units."""
+    rows = len(problem.curvature.A)  # type: ignore[attr-defined]
+    return rows * (value + float(problem.g @ problem.w_bar))
 
 
 def line(
@@ -145,14 +148,13 @@ def line(
 ) -> dict[str, Any]:  # fmt: skip
     """One method on one problem, beside the bound and its twin."""
     problem = solution.problem
-    n = len(problem.curvature.A)  # type: ignore[attr-defined]
-    ours = n * (solution.objective + constant(problem))
-    size = n * (solution.objective - problem.dense_minimum)
-    official = min(rows, key=lambda r: r["objective"])
+    ours = official(problem, solution.objective)
+    size = ours - official(problem, problem.dense_minimum)
+    theirs = min(rows, key=lambda r: r["objective"])
     row = dict(zip(COLUMNS, (*key, name, ours, bound), strict=False)) | {
         "gap_%": 100.0 * (ours - bound) / size if size > 0.0 else 0.0,
         "seconds": solution.seconds, "passes": solution.passes(), "size": size,
-        "official_best": official["objective"], "official_best_by": official["algo"],
+        "official_best": theirs["objective"], "official_best_by": theirs["algo"],
         "default": choose_method(problem) if name == DEFAULT else None, "proof": proof,
     }  # fmt: skip
     for twin, value in sorted(twins(name, rows), key=lambda pair: pair[1])[:1]:
@@ -175,10 +177,7 @@ def measured_again(
     bound, proof = known[0]["bound"], known[0]["proof"]
     found = solved(key, rows, problem, options)
     if found and options.bounds:
-        lower, how = proven(
-            problem, min(found.values(), key=lambda s: s.objective), options.tree_seconds
-        )
-        higher = len(problem.curvature.A) * (lower + constant(problem))  # type: ignore[attr-defined]
+        higher, how = proven(problem, found.values(), options.tree_seconds)
         bound, proof = (higher, how) if higher > bound else (bound, proof)
     new = {name: line(key, rows, name, s, bound, proof) for name, s in found.items()}
     kept = [rebounded(r, bound, proof) for r in known if r["method"] not in new]

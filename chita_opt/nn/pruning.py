@@ -33,6 +33,8 @@ from chita_opt.problem import Problem
 from chita_opt.solution import Clock, Solution, Status
 from chita_opt.supports import KeepCount, SupportFamily
 
+_COMPETITION = 0.5  # share of the time left at which methods, or candidates, have to end
+
 
 def prune(
     model: nn.Module,
@@ -132,7 +134,7 @@ def prune(
     solved = clock.elapsed
     chosen, trust = solution.w, None
     if guard is not None:
-        limit = share(clock, 0.5 if options.certify else 1.0, run.reserve)
+        limit = share(clock, _COMPETITION if options.certify else 1.0, run.reserve)
         chosen, trust = guard.judged(network, solution, limit)
         if trust.interrupted:
             solution = replace(solution, status=Status.INTERRUPTED)
@@ -286,12 +288,11 @@ class _Run:
         return whole, layers
 
     def _method_limit(self) -> float | None:
-        """Seconds for the methods: a share of what is left where a bound is to follow, or others
-        compete with the answer; else all.
-        """  # noqa: D205
+        """Seconds for the methods: a share of what is left where something follows, else all."""
+        part = _COMPETITION if self.competes else 1.0
         if self.options.certify:
-            return share(self.clock, self.effort.method_share, self.reserve)
-        return share(self.clock, 0.5 if self.competes else 1.0)
+            part = self.effort.method_share
+        return share(self.clock, part, self.reserve)
 
     def _rounded(self, solution: Solution, names: tuple[str, ...]) -> Solution:
         """The solution with the weights that the parameters' types can hold."""
